@@ -8,9 +8,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +36,9 @@ class Preprocess:
 # %% ../nbs/module/10_backbones.ipynb #86f45e62
 class Network(nn.Module):
     "A backbone with a new linear head; takes RGB in 0..1 and normalises it itself."
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(
         self,
         body: nn.Module, # Images [B, C, H, W], normalised → features [B, F] or maps [B, F, h, w]
@@ -44,10 +46,11 @@ class Network(nn.Module):
         classes: int, # Outputs of the new head
         preprocess: Preprocess, # What the body's weights expect
         arch: str = "custom", # The name under which it was created
+        pretrained: bool = True, # Is there anything in the body worth keeping?
     ) -> None:
         super().__init__()
         self.body, self.head = body, nn.Linear(features, classes)
-        self.preprocess, self.arch = preprocess, arch
+        self.preprocess, self.arch, self.pretrained = preprocess, arch, pretrained
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(preprocess, name)).view(1, -1, 1, 1), persistent=False)
         nn.init.normal_(self.head.weight, std=0.01)
@@ -76,7 +79,8 @@ def replace_head(
             raise ModelError("the network is a single linear layer; there is no body to keep")
         setattr(module.get_submodule(parent), attribute, nn.Identity())
         return last.in_features
-    convolutions = [part for part in module.get_submodule("classifier").modules() if isinstance(part, nn.Conv2d)] if hasattr(module, "classifier") else []
+    ends = module.get_submodule("classifier").modules() if hasattr(module, "classifier") else ()
+    convolutions = [part for part in ends if isinstance(part, nn.Conv2d)]
     if not convolutions:
         raise ModelError(f"{type(module).__name__}: no linear layer to replace; give Network(body, features, …) yourself")
     module.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -153,7 +157,8 @@ def _timm(name: str, weights: str) -> tuple[nn.Module, int, Preprocess]:
         if missing:
             raise ModelError(f"{weights}: not the weights of {name} ({len(missing)} tensors missing, e.g. {missing[0]})")
     recipe = timm.data.resolve_model_data_config(body)
-    return body, body.num_features, Preprocess(tuple(recipe["mean"]), tuple(recipe["std"]), recipe["input_size"][-1])
+    return body, int(body.num_features), Preprocess(  # type: ignore[arg-type]
+        tuple(recipe["mean"]), tuple(recipe["std"]), recipe["input_size"][-1])
 
 # %% ../nbs/module/10_backbones.ipynb #418688dc
 def _body(arch: str, weights: str) -> tuple[nn.Module, int, Preprocess]:
@@ -184,11 +189,12 @@ def create(
         if isinstance(arch, nn.Module):
             body = copy.deepcopy(arch) # the caller's module stays as it is
             return Network(body, replace_head(body), classes, preprocess or Preprocess())
-        if "/" in weights or weights.endswith((".pth", ".pt", ".safetensors")):
-            if not Path(weights).is_file():
-                raise ModelError(f"{weights}: there is no such weights file; check the path")
+        named = "/" in weights or weights.endswith((".pth", ".pt", ".safetensors"))
+        if named and not Path(weights).is_file():
+            raise ModelError(f"{weights}: there is no such weights file; check the path")
         body, features, natural = _body(arch, weights)
-        return Network(body, features, classes, preprocess or natural, arch)
+        known = weights != "none" and arch != "small_cnn"
+        return Network(body, features, classes, preprocess or natural, arch, known)
 
 # %% ../nbs/module/10_backbones.ipynb #c00e0cd5
 def blocks(

@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'GREY', 'COLOURS', 'STYLE', 'style', 'use_style', 'Drawn', 'new_figure',
-           'show_images', 'curves', 'intervals', 'matrix', 'reliability']
+__all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'GREY', 'COLOURS', 'STYLE', 'style', 'use_style', 'Drawn', 'embedded',
+           'new_figure', 'show_images', 'curves', 'intervals', 'matrix', 'reliability']
 
 # %% ../nbs/module/02_figures.ipynb #f6b48e84
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#00805A", "#B02A3B", "#8A4F9E", "#5F6368"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 
-STYLE = {
+STYLE: dict[str, Any] = {
     "figure.figsize": (6.4, 3.4), "figure.dpi": 96, "savefig.dpi": 96, "figure.facecolor": "white",
     "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#E3E3E3", "axes.axisbelow": True, "axes.titlesize": 11,
     "axes.labelsize": 10, "font.size": 10, "legend.frameon": False, "image.cmap": "gray",
 }
 
-# %% ../nbs/module/02_figures.ipynb #366c23e1
-def _style() -> dict[str, Any]:
+# %% ../nbs/module/02_figures.ipynb #bc19ecf9
+def _style() -> Any:
     "The rcParams of our figures."
     from cycler import cycler
     return {**STYLE, "axes.prop_cycle": cycler(color=COLOURS)}
@@ -56,12 +56,27 @@ class Drawn:
     def _repr_png_(self) -> bytes: # PNG bytes, as JupyterLab asks for them
         "Draw as PNG."
         import io
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png")
-        return buffer.getvalue()
+
+        from PIL import Image
+        raw, small = io.BytesIO(), io.BytesIO()
+        self.figure.savefig(raw, format="png")
+        # 255 colours are enough for a figure, and make the page a third of the size
+        Image.open(raw).convert("RGB").quantize(255, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+        return small.getvalue()
 
     def __repr__(self) -> str:
         return f"Drawn({', '.join(self.data)})"
+
+# %% ../nbs/module/02_figures.ipynb #26366be4
+def embedded(
+    drawn: Drawn, # A figure
+    alt: str, # What is seen, for people who cannot see it
+) -> str: # An HTML img element that carries the picture inside
+    "A figure as HTML, for the `_repr_html_` of other objects."
+    import base64
+    import html
+    data = base64.b64encode(drawn._repr_png_()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 # %% ../nbs/module/02_figures.ipynb #115e39d1
 def new_figure(

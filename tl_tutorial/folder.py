@@ -19,7 +19,7 @@ from .pixels import SUFFIXES, shown
 from .settings import DataError
 
 # %% auto #0
-__all__ = ['SPLITS', 'HIDDEN', 'FOREIGN', 'Item', 'Problem', 'Folder', 'scan', 'split', 'digest']
+__all__ = ['SPLITS', 'HIDDEN', 'FOREIGN', 'Item', 'Problem', 'Folder', 'scan', 'find_images', 'split', 'digest']
 
 # %% ../nbs/module/06_folder.ipynb #536fc6be
 SPLITS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
@@ -117,7 +117,8 @@ def scan(
     folder: str | Path, # folder/CLASS/*.jpg, or with train/, valid/ and test/ above the classes
 ) -> Folder: # What is there; nothing is opened
     "List a labelled folder; raises DataError when there is none or it has no labelled image."
-    root, problems = Path(folder), []
+    root = Path(folder)
+    problems: list[Problem] = []
     if not root.exists():
         raise DataError(f"{shown(root)}: there is no such folder; check the path")
     if not root.is_dir():
@@ -132,6 +133,14 @@ def scan(
         raise DataError(f"{shown(root)}: no labelled image; put images into one folder per class, as in {shown(root)}/cat/1.jpg")
     classes = tuple(sorted({item.label for item in items}, key=_natural))
     return Folder(root, classes, tuple(items), tuple(problems))
+
+# %% ../nbs/module/06_folder.ipynb #849b056a
+def find_images(
+    folder: str | Path, # Any folder
+) -> list[Path]: # Image files below it, in order
+    "List the image files below a folder, labelled or not; hidden ones and links that lead out are passed over."
+    root = Path(folder)
+    return list(_files(root, root.resolve(), []))
 
 # %% ../nbs/module/06_folder.ipynb #6d7fc3cd
 def _rank(seed: int, key: str) -> bytes:

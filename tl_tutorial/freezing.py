@@ -71,13 +71,12 @@ def parameter_groups(
     lr: float, # Peak learning rate of the head
     decay_rate: float = 0.7, # A block's rate as a share of the next block's, in 0..1
     weight_decay: float = 0.01, # For weights; biases and norms get none
-    head_rate: float = 1.0, # The body's last block gets lr / head_rate
 ) -> list[dict[str, Any]]: # For a torch optimiser; each group carries its `peak` rate and `name`
     "One group per block and kind, with rates that shrink towards the picture; frozen parameters are left out."
     parts: list[nn.Module] = [*blocks(network.body), network.head]
     groups = []
     for distance, (number, part) in enumerate(reversed(list(enumerate(parts)))):
-        rate = lr if distance == 0 else lr / head_rate * decay_rate ** (distance - 1)
+        rate = lr * decay_rate ** max(0, distance - 1) # the head and the last block share the peak
         learning = [p for p in part.parameters() if p.requires_grad]
         for name, chosen, pull in (("weights", [p for p in learning if p.ndim > 1], weight_decay),
                                    ("biases and norms", [p for p in learning if p.ndim <= 1], 0.0)):

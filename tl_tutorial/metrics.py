@@ -119,11 +119,13 @@ class Evaluation:
         return "\n".join([head, *lines, foot])
 
     def _repr_html_(self) -> str: # Names are escaped
-        "A small table; `plot()` draws the confusion matrix."
+        "A small table and the confusion matrix."
         row = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
         body = "".join(row(cells, "td") for cells in self._rows())
         heads = row(["class", "precision", "recall", "F1", "AUC", "images"], "th")
-        return f"<p>{html.escape(repr(self).splitlines()[0])}</p><table>{heads}{body}</table>"
+        from tl_tutorial.figures import embedded
+        picture = embedded(self.plot(), "confusion matrix") if len(self.classes) <= 30 else ""
+        return f"<p>{html.escape(repr(self).splitlines()[0])}</p><table>{heads}{body}</table>{picture}"
 
 # %% ../nbs/module/12_metrics.ipynb #b41f4dc4
 def _auc(scores: np.ndarray, positive: np.ndarray) -> float:

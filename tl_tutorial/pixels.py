@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 
 from .settings import DataError
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 # %% auto #0
 __all__ = ['T', 'R', 'FORMATS', 'SUFFIXES', 'REPLACE', 'shown', 'ImageProblem', 'to_rgb', 'read_image', 'to_square', 'parallel',
@@ -184,7 +185,8 @@ def load_pixels(
             return np.asarray(to_square(_as_image(path, max_megapixels, side), side))
         except ImageProblem as problem:
             return problem
-    kept, problems = [], []
+    kept: list[int] = []
+    problems: list[ImageProblem] = []
     for number, found in enumerate(parallel(work, paths, "decoding", progress)):
         if isinstance(found, ImageProblem):
             if on_bad == "error":

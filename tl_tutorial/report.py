@@ -11,13 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from .folder import Folder, Item, Problem, digest, scan
-from .pixels import ImageProblem, parallel, read_image, shown
+from .pixels import ImageProblem, parallel, read_image, shown, to_square
+
+if TYPE_CHECKING:
+    from tl_tutorial.figures import Drawn
 
 # %% auto #0
 __all__ = ['Report', 'check']
@@ -81,7 +84,7 @@ def _near(facts: Sequence[_Facts], limit: int = 20_000) -> Iterable[Problem]:
     hashes = np.array([fact.hash for fact in facts], np.uint64)
     for number, fact in enumerate(facts[:-1]):
         close = np.flatnonzero(np.bitwise_count(hashes[number + 1:] ^ hashes[number]) <= 3) + number + 1
-        for other in (facts[k] for k in close):
+        for other in (facts[int(k)] for k in close):
             alike = np.abs(fact.thumbnail - other.thumbnail).mean() <= 4
             if alike and fact.digest != other.digest:
                 across = " in another split" if fact.item.split != other.item.split else ""
@@ -146,23 +149,35 @@ class Report:
                 "splits": self.splits, "modes": self.modes, "sizes": list(self.sizes),
                 "problems": [vars(problem) for problem in self.problems]}
 
+    def plot(self) -> Drawn: # One row of pictures
+        "One readable picture of each class, up to twelve classes."
+        from tl_tutorial.figures import show_images
+        bad = {problem.path for problem in self.problems if problem.severity == "error"}
+        first = {i.label: i.path for i in reversed(self.folder.items) if str(i.path) not in bad}
+        shown_classes = [name for name in self.classes if name in first][:12]
+        return show_images([to_square(read_image(first[name]), 112) for name in shown_classes], list(map(shown, shown_classes)))
+
     def __repr__(self) -> str:
         names = list(self.splits)
-        head = f"{shown(self.folder.root)}: {len(self.folder.items)} images, {len(self.classes)} classes, short side {self.sizes[0]} to {self.sizes[2]} pixels"
+        head = (f"{shown(self.folder.root)}: {len(self.folder.items)} images, {len(self.classes)} classes, "
+                f"short side {self.sizes[0]} to {self.sizes[2]} pixels")
         width = max(map(len, map(shown, self.classes)))
-        rows = [f"  {shown(c):<{width}}" + "".join(f"  {n + ' ' if n else ''}{self.splits[n].get(c, 0):>4}" for n in names) for c in self.classes]
+        count = lambda name, label: f"  {name + ' ' if name else ''}{self.splits[name].get(label, 0):>4}"
+        rows = [f"  {shown(c):<{width}}" + "".join(count(n, c) for n in names) for c in self.classes]
         verdict = ["no problem found"] if not self.problems else [f"{p.severity}: [{p.kind}] {p}" for p in self.problems[:20]]
         more = [f"… and {len(self.problems) - 20} more"] if len(self.problems) > 20 else []
         return "\n".join([head, *rows, *verdict, *more])
 
     def _repr_html_(self) -> str: # Everything that comes from a name is escaped
         "The report as a small table."
-        cells = "".join(f"<tr><td>{html.escape(shown(c))}</td>" + "".join(f"<td>{part.get(c, 0)}</td>" for part in self.splits.values()) + "</tr>" for c in self.classes)
+        row = lambda label: "".join(f"<td>{part.get(label, 0)}</td>" for part in self.splits.values())
+        cells = "".join(f"<tr><td>{html.escape(shown(c))}</td>{row(c)}</tr>" for c in self.classes)
         heads = "".join(f"<th>{html.escape(name) or 'images'}</th>" for name in self.splits)
         found = "".join(f"<li><b>{html.escape(p.kind)}</b> {html.escape(str(p))}</li>" for p in self.problems[:20])
-        state = "sound" if self.ok else "not sound"
+        from tl_tutorial.figures import embedded
+        state, picture = "sound" if self.ok else "not sound", embedded(self.plot(), "one picture of each class")
         return (f"<p>{len(self.folder.items)} images, {len(self.classes)} classes: {state}</p>"
-                f"<table><tr><th>class</th>{heads}</tr>{cells}</table><ul>{found}</ul>")
+                f"<table><tr><th>class</th>{heads}</tr>{cells}</table><ul>{found}</ul>{picture}")
 
 # %% ../nbs/module/07_report.ipynb #601244ac
 def check(

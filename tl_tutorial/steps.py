@@ -55,12 +55,17 @@ def rate_factor(
         return (step + 1) / rise
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
-# %% ../nbs/module/14_steps.ipynb #e58d6f24
-def quick_format(device: torch.device) -> torch.memory_format:
+# %% ../nbs/module/14_steps.ipynb #f8a5eaaf
+def quick_format(
+    device: torch.device, # Where the network computes
+) -> torch.memory_format: # How images and weights are laid out
     "Channels last on GPUs and CPUs (measured: 1.5 to 2 times faster for EfficientNet-Lite0 on a CPU); the usual order on MPS."
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
-def half_precision(device: torch.device, settings: Settings) -> Any:
+def half_precision(
+    device: torch.device, # Where the network computes
+    settings: Settings, # amp = false switches it off
+) -> Any: # A context manager
     "Autocast to bfloat16 on GPUs that have it; a CPU without it would be several times slower."
     able = device.type == "cuda" and settings.amp and torch.cuda.is_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=able)
@@ -76,9 +81,13 @@ def predict_logits(
     with half_precision(batches.device, settings or Settings()):
         return torch.cat([network(batch.images.to(memory_format=quick_format(batches.device))).float() for batch in batches.epoch()]).cpu()
 
-# %% ../nbs/module/14_steps.ipynb #fc344609
+# %% ../nbs/module/14_steps.ipynb #9ad25944
 @contextmanager
-def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
+def seeded(
+    seed: int, # The run's seed
+    step: int, # The step about to be done
+    device: torch.device, # Whose random numbers are seeded
+) -> Iterator[None]: # Use as `with seeded(…):`
     "Inside, PyTorch's random numbers (dropout) depend on (seed, step) only; outside, nothing changed."
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((seed * 1_000_003 + step) % 2**63)
@@ -92,9 +101,10 @@ class Run:
     "The changing state of one training run."
     def __init__(self, network: Network, train: Batches, settings: Settings, epochs: int, lr: float) -> None:
         self.network, self.train, self.settings, self.total = network, train, settings, epochs * len(train)
-        groups = parameter_groups(network, lr, settings.decay_rate, settings.weight_decay, head_rate=1.0)
-        make = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
-        self.optimizer = make(groups, lr=lr, **({} if settings.optimizer == "adamw" else {"momentum": settings.momentum}))
+        groups = parameter_groups(network, lr, settings.decay_rate or 1.0, settings.weight_decay)
+        make: Any = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
+        extra: dict[str, Any] = {} if settings.optimizer == "adamw" else {"momentum": settings.momentum}
+        self.optimizer = make(groups, lr=lr, **extra)
         self.params = [p for group in groups for p in group["params"]]
         classes = network.head.out_features
         self.weights = balance(torch.from_numpy(train.labels), classes).to(train.device) if settings.class_weights else None
@@ -130,7 +140,7 @@ class Run:
                     found = [self._part(*part, batch.total) for part in
                              zip(batch.images.chunk(self.parts), batch.labels.chunk(self.parts), strict=True)]
                 self.sums += torch.stack(found).sum(0)
-                return sum(part[0] for part in found) / len(batch.labels)
+                return torch.stack(found).sum(0)[0] / len(batch.labels)
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise

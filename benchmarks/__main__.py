@@ -1,0 +1,144 @@
+"""Ratios measured side by side in one run: `python -m benchmarks [--rounds N] [--out FILE.json]`.
+
+Each comparison runs A and B in turn, N times, and reports the median of the ratios A/B with their smallest and largest.
+B is always the honest floor: a bare PyTorch loop, one forward pass, or an empty Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from tl_tutorial.backbones import create
+from tl_tutorial.batches import AUGMENTATIONS, Batches
+from tl_tutorial.datasets import clipart
+from tl_tutorial.folder import scan
+from tl_tutorial.freezing import freeze_statistics, parameter_groups
+from tl_tutorial.material import Material
+from tl_tutorial.pixels import load_pixels, read_image, to_square
+from tl_tutorial.recipes import probe
+from tl_tutorial.settings import Settings
+from tl_tutorial.steps import quick_format
+from tl_tutorial.training import fit
+
+
+def timed(work: Callable[[], object]) -> float:
+    "Seconds of one call."
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def compare(a: Callable[[], object], b: Callable[[], object], rounds: int) -> dict[str, float]:
+    "Median, smallest and largest ratio of A's time to B's, measured in turn."
+    pairs = [(timed(a), timed(b)) for _ in range(rounds + 1)][1:] # the first round warms up
+    ratios = [x / y for x, y in pairs]
+    return {"ratio": median(ratios), "low": min(ratios), "high": max(ratios),
+            "a_seconds": median(x for x, _ in pairs), "b_seconds": median(y for _, y in pairs)}
+
+
+def pictures(count: int = 160) -> Material:
+    "Clip art, decoded once."
+    found = scan(clipart())
+    items = found.items[:: max(1, len(found.items) // count)][:count]
+    labels = np.array([found.classes.index(item.label) for item in items])
+    images = load_pixels([item.path for item in items], 147).images
+    return Material(images, labels, images[:0], labels[:0], 128, len(found.classes))
+
+
+def probe_against_one_pass(rounds: int) -> dict[str, float]:
+    "The probe (features once, head to convergence) against one forward pass over the same pictures."
+    material = pictures()
+    network = create("efficientnet_lite0", material.classes).to(memory_format=torch.channels_last).eval()
+
+    @torch.no_grad()
+    def one_pass() -> None:
+        for batch in material.train(Settings(), still=True).epoch():
+            network(batch.images.to(memory_format=torch.channels_last))
+
+    return compare(lambda: probe(network, material, Settings()), one_pass, rounds)
+
+
+def fit_against_bare_loop(rounds: int) -> dict[str, float]:
+    "One epoch of `fit` against a bare PyTorch loop: same network, groups, batches and steps."
+    material, settings = pictures(96), Settings(batch_size=16, patience=99)
+    form = quick_format(torch.device("cpu"))
+
+    def ours() -> None:
+        network = freeze_statistics(create("efficientnet_lite0", material.classes)).to(memory_format=form)
+        fit(network, material.train(settings), None, settings, 1, 5e-4)
+
+    def bare() -> None:
+        network = freeze_statistics(create("efficientnet_lite0", material.classes)).to(memory_format=form)
+        optimizer = torch.optim.AdamW(parameter_groups(network, 5e-4, settings.decay_rate or 1.0))
+        network.train()
+        for batch in material.train(settings).epoch(0):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(batch.images.to(memory_format=form)), batch.labels).backward()
+            optimizer.step()
+
+    return compare(ours, bare, rounds)
+
+
+def pipeline_against_decoding(rounds: int) -> dict[str, float]:
+    "Decoding every epoch (500 x 375 JPEGs, crop, flip, normalise) against cached, augmented batches; higher is better."
+    from torchvision.transforms import v2
+
+    with tempfile.TemporaryDirectory() as folder:
+        rng = np.random.default_rng(0)
+        from PIL import Image
+
+        for number in range(64):
+            Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)).resize((500, 375)).save(f"{folder}/{number}.jpg", quality=90)
+        files = sorted(Path(folder).glob("*.jpg"))
+        change = v2.Compose([v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip(), v2.ToImage(),
+                             v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.5,) * 3, (0.5,) * 3)])
+        cached = Batches(np.stack([np.asarray(to_square(read_image(f), 256)) for f in files]), np.zeros(64), 224, 32, how=AUGMENTATIONS["full"])
+        decode = lambda: [change(Image.open(f).convert("RGB")) for f in files]
+        return compare(decode, lambda: [batch.images for batch in cached.epoch(1)], rounds)
+
+
+def start_of(command: str, rounds: int) -> dict[str, float]:
+    "Seconds that a Python command takes beyond an empty Python."
+    run = lambda code: timed(lambda: subprocess.run([sys.executable, *code], check=True, capture_output=True))
+    pairs = [(run(command.split("\0")), run(["-c", "pass"])) for _ in range(max(5, rounds))]
+    extra = sorted(x - y for x, y in pairs)
+    return {"extra_seconds": median(extra), "low": extra[0], "high": extra[-1]}
+
+
+def main() -> None:
+    "Run every comparison and print one line each."
+    parser = argparse.ArgumentParser("python -m benchmarks")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    found = {
+        "probe / one forward pass": probe_against_one_pass(args.rounds),
+        "fit / bare loop": fit_against_bare_loop(args.rounds),
+        "decode every epoch / cached batches": pipeline_against_decoding(args.rounds),
+        "import tl_tutorial beyond python": start_of("-c\0import tl_tutorial", args.rounds),
+        "tl-tutorial --help beyond python": start_of("-m\0tl_tutorial\0--help", args.rounds),
+    }
+    for name, row in found.items():
+        print(f"{name:38}", "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    about = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(), "peak_mb": round(peak)}
+    print(about)
+    if args.out:
+        args.out.write_text(json.dumps({"about": about, "results": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Small labelled folders that tests train on."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tl_tutorial.datasets import clipart
+
+
+@pytest.fixture(autouse=True)
+def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    "Each test works in a folder of its own, so that no settings.ini of somebody else is found."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TL_TUTORIAL_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    "Three classes that anything can tell apart: 12 noisy pictures each of red, green and blue."
+    rng = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (tmp_path / "colours" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = rng.integers(0, 120, (40, 44, 3), dtype=np.uint8)
+            pixels[..., channel] += 120
+            Image.fromarray(pixels).save(tmp_path / "colours" / name / f"{number}.png")
+    return tmp_path / "colours"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    "Clip art with train/ and test/: three classes, 14 and 8 pictures each."
+    for name in ("fruit", "tools", "vehicles"):
+        for number, file in enumerate(sorted((clipart() / name).glob("*.jpg"))[:22]):
+            place = tmp_path / "photos" / ("train" if number < 14 else "test") / name
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place)
+    return tmp_path / "photos"

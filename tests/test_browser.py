@@ -1,0 +1,132 @@
+"Every built page in a real browser: desktop and phone, light and dark."
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+CHROMIUM = shutil.which(os.environ.get("CHROMIUM", "chromium"))
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+if CHROMIUM is None:
+    pytest.skip("no chromium: the pages were not seen in a browser (Debian: apt-get install chromium)", allow_module_level=True)
+for package in ("playwright", "nbdev", "smalldocs"):
+    pytest.importorskip(package, reason=f"no {package}: the pages were not seen in a browser (pip install {package})")
+
+from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
+
+from tools import site  # noqa: E402
+
+VIEWS: list[tuple[int, Literal["light", "dark"]]] = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
+# What sticks out of the window at the right; things that scroll within themselves do not count.
+OVERFLOW = """() => {
+  const width = document.documentElement.clientWidth, scrolls = e => ["auto", "scroll", "hidden"].includes(getComputedStyle(e).overflowX);
+  const held = e => { for (let p = e.parentElement; p && p !== document.body; p = p.parentElement) if (scrolls(p)) return true; return false; };
+  const seen = e => e.checkVisibility() && getComputedStyle(e).position !== "fixed";
+  const out = [...document.querySelectorAll("main *, header *, footer *")].filter(e => seen(e) && e.getBoundingClientRect().right > width + 1 && !held(e));
+  const page = document.documentElement.scrollWidth > width ? ["the page itself"] : [];
+  return page.concat(out.slice(0, 3).map(e => e.outerHTML.slice(0, 100)));
+}"""
+BROKEN_IMAGES = "() => [...document.images].filter(i => i.loading !== 'lazy' && !(i.complete && i.naturalWidth)).map(i => i.src.slice(0, 80))"
+MATHS = "() => ({all: document.querySelectorAll('.math').length, wrong: document.querySelectorAll('.math:not(:has(.katex)), .katex-error').length})"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        "Say nothing."
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[str]]]:
+    "The built site behind a loopback port, and its pages."
+    out = tmp_path_factory.mktemp("site") / "out"
+    site.build(out)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(out)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", sorted(path.relative_to(out).as_posix() for path in out.rglob("*.html"))
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+def listen(page: Page, home: str, said: list[str]) -> None:
+    "Collect what goes wrong; requests to other hosts are refused and do not count."
+    page.route("**/*", lambda route: route.continue_() if route.request.url.startswith((home, "data:", "blob:")) else route.abort())
+    page.on("pageerror", lambda error: said.append(f"script error: {error}"))
+    page.on("console", lambda line: said.append(f"console: {line.text}")
+            if line.type == "error" and line.location.get("url", "").startswith(home) else None)
+    page.on("response", lambda found: said.append(f"{found.status} {found.url}") if found.url.startswith(home) and found.status >= 400 else None)
+
+
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+def test_pages(browser: Browser, address: tuple[str, list[str]], width: int, scheme: Literal["light", "dark"]) -> None:
+    home, pages = address
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page, problems = context.new_page(), []
+    said: list[str] = []
+    listen(page, home, said)
+    for name in pages:
+        page.goto(f"{home}/{name}", wait_until="load")
+        problems += [f"{name}: {line}" for line in said]
+        said.clear()
+        problems += [f"{name}: sticks out at the right: {what}" for what in page.evaluate(OVERFLOW)]
+        problems += [f"{name}: image not loaded: {source}" for source in page.evaluate(BROKEN_IMAGES)]
+        dark = page.evaluate("() => document.documentElement.classList.contains('quarto-dark')")
+        assert dark == (scheme == "dark")
+    context.close()
+    assert problems == []
+
+
+def test_formulas_are_set(browser: Browser, address: tuple[str, list[str]]) -> None:
+    if site.katex_folder() is None:
+        pytest.skip("no local KaTeX: formulas were not seen (npm install --no-save --prefix build katex@0.16.11)")
+    page = browser.new_context().new_page()
+    found = {}
+    for name in address[1]:
+        page.goto(f"{address[0]}/{name}", wait_until="load")
+        found[name] = page.evaluate(MATHS)
+    page.context.close()
+    assert sum(count["all"] for count in found.values()) > 20
+    assert {name: count for name, count in found.items() if count["wrong"]} == {}
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_search(browser: Browser, address: tuple[str, list[str]], width: int) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    page = context.new_page()
+    page.goto(f"{address[0]}/index.html", wait_until="load")
+    if width < 992:
+        page.locator(".navbar-toggler").first.click()
+    box = page.locator(".smalldocs-search input:visible").first
+    box.fill("BatchNorm")
+    page.locator(".search-result:visible").first.wait_for(timeout=5000)
+    links = page.locator(".search-result:visible").evaluate_all("found => found.map(a => a.getAttribute('href'))")
+    assert any("freezing" in link for link in links)
+    context.close()
+
+
+def test_keyboard_and_order(browser: Browser, address: tuple[str, list[str]]) -> None:
+    "The arrows at the foot lead through the course in the sidebar's order; Tab reaches a link that shows it has the focus."
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.goto(f"{address[0]}/index.html")
+    page.keyboard.press("Tab")
+    assert page.evaluate("() => document.activeElement.tagName") == "A"
+    wanted = [Path(site.address(name)).with_suffix(".html").as_posix() for name in site.sidebar()]
+    for name in wanted[1:6]:
+        page.locator(".nav-page-next a").click()
+        page.wait_for_url(f"**/{name}")
+    page.context.close()

@@ -1,0 +1,65 @@
+"""Every notebook keeps the house's form: run, clean, explained, no star imports, figures with alt text."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
+
+
+def code_cells(path: Path) -> list[dict]:
+    cells = json.loads(path.read_text())["cells"]
+    return [{**c, "text": "".join(c["source"])} for c in cells if c["cell_type"] == "code"]
+
+
+def bare(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if not line.startswith(("#|", "%")))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_form(path: Path) -> None:
+    first = json.loads(path.read_text())["cells"][0]
+    assert "".join(first["source"]).startswith("# ") and "\n> " in "".join(first["source"]), "begin with a title and a question"
+    for cell in code_cells(path):
+        outputs, tree = cell["outputs"], ast.parse(bare(cell["text"]))
+        assert not any(o["output_type"] == "error" for o in outputs), cell["text"]
+        assert not any(o.get("name") == "stderr" for o in outputs), f"output on stderr: {cell['text']}"
+        assert not any("widget" in kind for o in outputs for kind in o.get("data", {})), cell["text"]
+        imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+        assert not any(a.name == "*" for n in imports for a in n.names), "star import"
+        pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+        assert not pictures or "#| fig-alt:" in cell["text"], f"figure without alt text: {cell['text'][:80]}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_clean_and_run(path: Path) -> None:
+    notebook = json.loads(path.read_text())
+    assert set(notebook["metadata"]) <= {"kernelspec"} and path.stat().st_size < 800_000
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+    cells = code_cells(path)
+    assert all(c["execution_count"] is None for c in cells), "run nbdev-clean"
+    shown = [c for c in cells if "#| hide" not in c["text"] and "#| export" not in c["text"]]
+    assert not shown or any(c["outputs"] for c in cells), "no outputs at all: run the notebook and save it"
+
+
+def test_no_machine_paths() -> None:
+    for path in NOTEBOOKS:
+        assert not re.search(r"/(root|home|work|tmp)/\w", path.read_text()), f"{path.name} holds a path of a machine"
+
+
+def test_readme_is_made_from_the_home_page() -> None:
+    from tools.readme import markdown
+
+    assert (ROOT / "README.md").read_text() == markdown(json.loads((ROOT / "nbs/index.ipynb").read_text())), "run python -m tools.readme"
+
+
+def test_readme_names_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    demo, test = (re.search(rf"<!-- command: {name} -->\n```bash\n(.+)\n```", text) for name in ("demo", "test"))
+    assert demo and "tl-tutorial demo" in demo[1] and test and "python -m pytest" in test[1]
+    assert "README.md" in (ROOT / ".ci/run").read_text()
