@@ -124,6 +124,8 @@ def curves(
         heights = [np.nan if value is None else float(value) for value in values]
         axes[0, 0].plot(places[:len(heights)], heights, marker="o", markersize=4, label=name)
     axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
+    if x is None: # steps and epochs are whole numbers
+        axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     if series:
         axes[0, 0].legend()
     return Drawn(figure, {"x": places, **{name: list(values) for name, values in series.items()}})
