@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--onnx", metavar="M.onnx", required=True, help="the file to write")
     demo = command("demo", _demo, "train, judge, save and predict on bundled pictures, offline, in about a minute")
     demo.add_argument("--out", metavar="FILE", default="clipart.safetensors", help="where to save (default: %(default)s)")
-    demo.add_argument("--epochs", metavar="N", type=int, default=5, help="fine-tuning epochs (default: %(default)s)")
+    demo.add_argument("--epochs", metavar="N", type=int, default=3, help="fine-tuning epochs (default: %(default)s)")
     demo.add_argument("--seed", metavar="N", type=int, help="default: 42")
     return parser
 
