@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .backbones import Network, blocks
 from .batches import Batches
@@ -119,6 +120,9 @@ def probe_then_tune(
         for part in parts[:round(len(parts) * (1 - settings.tuned))]:
             freeze(part)
         freeze_statistics(network)
+    else: # a long memory suits finished statistics; new ones must follow the weights, or evaluation lags behind
+        for norm in (part for part in network.modules() if isinstance(part, _BatchNorm)):
+            norm.momentum = 0.1
     return fit(network, material.train(settings), material.valid(), settings, epochs, lr, row, listeners, folder, resume, key, stop)
 
 # %% ../nbs/module/17_recipes.ipynb #b68c01c2
