@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -71,29 +72,39 @@ def probe_against_one_pass(rounds: int) -> dict[str, float]:
     return compare(lambda: probe(network, material, Settings()), one_pass, rounds)
 
 
-def fit_against_bare_loop(rounds: int) -> dict[str, float]:
-    "One epoch of `fit` against a bare PyTorch loop: same network, groups, batches and steps."
+def ours() -> None:
+    "One epoch with `fit`."
     material, settings = pictures(96), Settings(batch_size=16, patience=99)
-    form = quick_format(torch.device("cpu"))
-
-    def ours() -> None:
-        network = freeze_statistics(create("efficientnet_lite0", material.classes)).to(memory_format=form)
-        fit(network, material.train(settings), None, settings, 1, 5e-4)
-
-    def bare() -> None:
-        network = freeze_statistics(create("efficientnet_lite0", material.classes)).to(memory_format=form)
-        optimizer = torch.optim.AdamW(parameter_groups(network, 5e-4, settings.decay_rate or 1.0))
-        network.train()
-        for batch in material.train(settings).epoch(0):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(network(batch.images.to(memory_format=form)), batch.labels).backward()
-            optimizer.step()
-
-    return compare(ours, bare, rounds)
+    network = freeze_statistics(create("efficientnet_lite0", material.classes)).to(memory_format=quick_format(torch.device("cpu")))
+    fit(network, material.train(settings), None, settings, 1, 5e-4)
 
 
-def pipeline_against_decoding(rounds: int) -> dict[str, float]:
-    "Decoding every epoch (500 x 375 JPEGs, crop, flip, normalise) against cached, augmented batches; higher is better."
+def bare() -> None:
+    "The same epoch in bare PyTorch: same network, groups, batches and steps."
+    material, settings, form = pictures(96), Settings(batch_size=16, patience=99), quick_format(torch.device("cpu"))
+    network = freeze_statistics(create("efficientnet_lite0", material.classes)).to(memory_format=form)
+    optimizer = torch.optim.AdamW(parameter_groups(network, 5e-4, settings.decay_rate or 1.0))
+    network.train()
+    for batch in material.train(settings).epoch(0):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(batch.images.to(memory_format=form)), batch.labels).backward()
+        optimizer.step()
+
+
+def peak_memory(rounds: int) -> dict[str, float]:
+    "Peak memory of a process that runs `fit`, against one that runs the bare loop (both with the cached pictures)."
+    def peak(name: str) -> float:
+        code = f"import benchmarks.__main__ as b, resource; b.{name}(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+    pairs = [(peak("ours"), peak("bare")) for _ in range(min(3, rounds))]
+    ratios = [x / y for x, y in pairs]
+    return {"ratio": median(ratios), "low": min(ratios), "high": max(ratios),
+            "a_mb": median(x for x, _ in pairs), "b_mb": median(y for _, y in pairs)}
+
+
+def pipeline_against_decoding(rounds: int, jitter: float = 0.0) -> dict[str, float]:
+    "Decoding every epoch (500 x 375 JPEGs, crop, flip, normalise) against cached batches that are cropped and flipped; higher is better."
     from torchvision.transforms import v2
 
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +116,8 @@ def pipeline_against_decoding(rounds: int) -> dict[str, float]:
         files = sorted(Path(folder).glob("*.jpg"))
         change = v2.Compose([v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip(), v2.ToImage(),
                              v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.5,) * 3, (0.5,) * 3)])
-        cached = Batches(np.stack([np.asarray(to_square(read_image(f), 256)) for f in files]), np.zeros(64), 224, 32, how=AUGMENTATIONS["full"])
+        stored = np.stack([np.asarray(to_square(read_image(f), 256)) for f in files])
+        cached = Batches(stored, np.zeros(64), 224, 32, how=replace(AUGMENTATIONS["full"], jitter=jitter))
         decode = lambda: [change(Image.open(f).convert("RGB")) for f in files]
         return compare(decode, lambda: [batch.images for batch in cached.epoch(1)], rounds)
 
@@ -126,8 +138,10 @@ def main() -> None:
     args = parser.parse_args()
     found = {
         "probe / one forward pass": probe_against_one_pass(args.rounds),
-        "fit / bare loop": fit_against_bare_loop(args.rounds),
+        "fit / bare loop": compare(ours, bare, args.rounds),
+        "peak memory, fit / bare loop": peak_memory(args.rounds),
         "decode every epoch / cached batches": pipeline_against_decoding(args.rounds),
+        "the same, cached batches with jitter": pipeline_against_decoding(args.rounds, 0.2),
         "import tl_tutorial beyond python": start_of("-c\0import tl_tutorial", args.rounds),
         "tl-tutorial --help beyond python": start_of("-m\0tl_tutorial\0--help", args.rounds),
     }

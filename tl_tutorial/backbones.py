@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .efficientnet import EfficientNetLite0, load_lite0
+from .pixels import shown
 from .settings import ModelError, TLError
 
 # %% auto #0
@@ -117,6 +118,9 @@ def _explained(arch: str) -> Iterator[None]:
         if isinstance(error, OSError):
             raise ModelError(f"the weights of {arch} cannot be fetched ({first}); connect to a network once, give a local "
                              "file with weights=FILE, or take arch='efficientnet_lite0', whose weights are installed") from None
+        if "invalid hash" in first:
+            raise ModelError(f"the weights of {arch} that were fetched are not the published ones ({first}), and were thrown away; "
+                             "try again, or give a local file with weights=FILE") from None
         raise ModelError(f"{arch}: {first}") from None
 
 def _torchvision(arch: str, weights: str) -> tuple[nn.Module, Preprocess]:
@@ -132,7 +136,7 @@ def _torchvision(arch: str, weights: str) -> tuple[nn.Module, Preprocess]:
     model = models.get_model(arch, weights=None, **({"aux_logits": True, **extra} if extra else {}))
     state = _read_state(Path(weights)) if Path(weights).is_file() else pick.get_state_dict(progress=False, check_hash=True) if pick else None
     if state is not None:
-        model.load_state_dict(state)
+        _fill(model, state, weights, arch)
     for name in ("AuxLogits", "aux1", "aux2"): # a second head, used only when training from scratch
         if getattr(model, name, None) is not None:
             setattr(model, name, None)
@@ -143,10 +147,27 @@ def _torchvision(arch: str, weights: str) -> tuple[nn.Module, Preprocess]:
 
 def _read_state(file: Path) -> dict[str, torch.Tensor]:
     "Tensors from a weights file: safetensors, or a PyTorch file read without running code from it."
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-        return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+            return load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error: # a damaged or hostile file can raise anything, but nothing in it has run
+        reason = (str(error) or type(error).__name__).splitlines()[0][:100]
+        raise ModelError(f"{shown(file)}: no weights that can be read without running code ({reason}); where you trust its "
+                         "source, write its tensors to a .safetensors file and give that") from None
+    if not isinstance(found, dict) or not all(torch.is_tensor(value) for value in found.values()):
+        raise ModelError(f"{shown(file)}: not a table of tensors; save network.state_dict() and give that")
+    return found
+
+def _fill(model: nn.Module, state: dict[str, torch.Tensor], weights: str, arch: str) -> None:
+    "Put tensors into a network, or say which do not fit."
+    mine = model.state_dict()
+    wrong = sorted(set(mine) ^ set(state)) or [name for name in mine if mine[name].shape != state[name].shape]
+    if wrong:
+        raise ModelError(f"{shown(weights)}: not the weights of {arch} ({len(wrong)} tensors differ, e.g. {shown(wrong[0])}); "
+                         "give the file that belongs to it")
+    model.load_state_dict(state)
 
 def _timm(name: str, weights: str) -> tuple[nn.Module, int, Preprocess]:
     "A timm network without its head."

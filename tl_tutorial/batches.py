@@ -59,39 +59,50 @@ def augmentation_for(
         name = "light" if grey else "full"
     return AUGMENTATIONS[name]
 
-# %% ../nbs/module/08_batches.ipynb #5d9a3baa
-def _windows(numbers: np.ndarray, how: Augmentation) -> np.ndarray:
-    "One affine matrix [B, 2, 3] per image: where in the source, in -1..1, each output pixel lies."
+# %% ../nbs/module/08_batches.ipynb #5e67d9e6
+def _windows(numbers: np.ndarray, how: Augmentation, side: int) -> np.ndarray:
+    "Top, bottom, left and right edge of one crop per image (pixels) and whether to mirror it, int64 [B, 5]."
     area = how.area + (1 - how.area) * numbers[:, 0]
     ratio = np.exp((2 * numbers[:, 1] - 1) * np.log(how.stretch)) ** 0.5
-    wide, high = np.minimum(1, np.sqrt(area) * ratio), np.minimum(1, np.sqrt(area) / ratio)
-    mirror = np.where(how.flip & (numbers[:, 4] < 0.5), -1.0, 1.0)
-    zero = np.zeros_like(wide)
-    across = [wide * mirror, zero, (2 * numbers[:, 2] - 1) * (1 - wide)]
-    down = [zero, high, (2 * numbers[:, 3] - 1) * (1 - high)]
-    return np.stack([np.stack(across, 1), np.stack(down, 1)], 1).astype(np.float32)
+    high, wide = (np.clip(np.round(side * np.sqrt(area) * part), 1, side) for part in (1 / ratio, ratio))
+    top, left = np.floor(numbers[:, 3] * (side - high + 1)), np.floor(numbers[:, 2] * (side - wide + 1))
+    return np.stack([top, top + high, left, left + wide, how.flip & (numbers[:, 4] < 0.5)], 1).astype(np.int64)
 
-def _jitter(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    "Change brightness, contrast and saturation by factors [B, 3]."
+def _crop(image: torch.Tensor, window: Sequence[int], size: int) -> torch.Tensor:
+    "One window of an image [3, S, S], resized and perhaps mirrored, [1, 3, size, size]."
+    top, bottom, left, right, mirror = window
+    part = F.interpolate(image[None, :, top:bottom, left:right], (size, size), mode="bilinear", antialias=True)
+    return part.flip(-1) if mirror else part
+
+def _jitter(images: torch.Tensor, factors: torch.Tensor) -> None:
+    "Change brightness, contrast and saturation by factors [B, 3], in place."
     bright, contrast, colour = (factors[:, k, None, None, None] for k in range(3))
-    images = images * bright
-    images = torch.lerp(images.mean((1, 2, 3), keepdim=True), images, contrast)
-    return torch.lerp(images.mean(1, keepdim=True), images, colour).clamp_(0, 1)
+    images.mul_(bright)
+    middle = images.mean((1, 2, 3), keepdim=True)
+    images.mul_(contrast).add_(middle * (1 - contrast))
+    grey = images.mean(1, keepdim=True)
+    images.mul_(colour).add_(grey * (1 - colour)).clamp_(0, 1)
 
 def augment(
-    images: torch.Tensor, # float [B, 3, S, S] in 0..1, on any device
+    images: torch.Tensor, # uint8, or float in 0..1 [B, 3, S, S]
     numbers: np.ndarray, # [B, 8] in 0..1, as from uniforms
     size: int, # Side of the result (pixels)
     how: Augmentation, # How far images may change
 ) -> torch.Tensor: # float [B, 3, size, size] in 0..1
     "Crop, mirror and jitter a whole batch; pure in its arguments."
-    windows = torch.from_numpy(_windows(numbers, how)).to(images.device)
-    grid = F.affine_grid(windows, [len(images), 3, size, size], align_corners=False)
-    cropped = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    if not how.jitter:
-        return cropped
-    factors = torch.from_numpy(1 + how.jitter * (2 * numbers[:, 5:8] - 1)).to(images.device)
-    return _jitter(cropped, factors)
+    if images.dtype == torch.uint8 and images.device.type != "cpu": # only CPUs resize bytes
+        images = images.float() / 255
+    windows = _windows(numbers, how, images.shape[-1]).tolist()
+    crops = torch.cat([_crop(image, window, size) for image, window in zip(images, windows, strict=True)])
+    views = crops.float().contiguous()
+    if crops.dtype == torch.uint8:
+        views.div_(255)
+    if how.jitter:
+        factors = torch.from_numpy(1 + how.jitter * (2 * numbers[:, 5:8] - 1)).to(views.device)
+        at_once = 1 if views.device.type == "cpu" else len(views) # a CPU's cache holds one image
+        for few, theirs in zip(views.split(at_once), factors.split(at_once), strict=True):
+            _jitter(few, theirs)
+    return views
 
 # %% ../nbs/module/08_batches.ipynb #d07e16d3
 @dataclass(frozen=True)
@@ -169,7 +180,7 @@ class Batches:
         if self.how is None:
             edge = (self.images.shape[1] - self.size) // 2
             raw = raw[:, edge:edge + self.size, edge:edge + self.size]
-        images = raw.permute(0, 3, 1, 2).float().div_(255)
+        images = raw.permute(0, 3, 1, 2)
         if self.how is None:
-            return images
+            return images.float().div_(255)
         return augment(images, uniforms(self.seed, epoch, index, 8), self.size, self.how)

@@ -62,7 +62,7 @@ def _listed(things: Any) -> list[Any]:
     "Files, images and arrays, one by one."
     if isinstance(things, (str, os.PathLike)):
         path = Path(things)
-        if not path.exists():
+        if not os.path.exists(path):
             raise DataError(f"{shown(path)}: there is no such file or folder; check the path")
         found = find_images(path) if path.is_dir() else [path]
         if not found:
@@ -180,11 +180,11 @@ FORMAT = 1
 
 def _described(classifier: Classifier) -> dict[str, Any]:
     "Everything about a classifier but its weights, as plain data."
-    import PIL
-    import torchvision
+    from importlib.metadata import distributions
 
     from tl_tutorial import __version__
-    versions = {"tl_tutorial": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__}
+    packages = {d.name.lower(): d.version for d in distributions(name="torchvision")} | {d.name.lower(): d.version for d in distributions(name="pillow")}
+    versions = {"tl_tutorial": __version__, "torch": torch.__version__, **packages}
     network = classifier.network
     return {"format": FORMAT, "classes": list(classifier.classes), "arch": network.arch, "features": network.head.in_features,
             "preprocess": asdict(network.preprocess), "size": classifier.size, "settings": asdict(classifier.settings),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .settings import SettingsError, TLError, read_settings
+from .settings import SettingsError, TLError, TrainingError, read_settings
 
 if TYPE_CHECKING:
     from tl_tutorial.classifier import Classifier
@@ -48,17 +48,39 @@ def _train(args: argparse.Namespace) -> int:
     from tl_tutorial.fine_tuning import fine_tune
     from tl_tutorial.training import StopSignals
     with StopSignals() as asked:
-        classifier = fine_tune(args.photos, args.valid, args.arch, args.epochs, args.size, args.seed, args.device,
-                               args.on_bad, args.checkpoint, args.resume, stop=asked)
-    if os.environ.get("RANK", "0") == "0": # of several processes, one writes
-        classifier.save(out)
-        rows = "".join(json.dumps(row) + "\n" for row in classifier.history)
-        out.with_suffix(".history.jsonl").write_text(rows)
-        print(classifier)
-        print(f"saved {out}; next: tl-tutorial evaluate {out} PHOTOS, tl-tutorial predict {out} PATH")
+        try:
+            classifier = fine_tune(args.photos, args.valid, args.arch, args.epochs, args.size, args.seed, args.device,
+                                   args.on_bad, args.checkpoint, args.resume, stop=asked)
+        except TrainingError as error:
+            _rescue(error, out)
+            raise
+        except KeyboardInterrupt:
+            print("tl-tutorial: stopped at once; no classifier was saved", file=sys.stderr)
+            return 128 + asked.signal
+        if os.environ.get("RANK", "0") == "0": # of several processes, one writes
+            _finish(classifier, out)
     if asked.signal and args.checkpoint:
         print(f"tl-tutorial: stopped; go on with --checkpoint {args.checkpoint} --resume", file=sys.stderr)
     return 128 + asked.signal if asked.signal else 0
+
+def _finish(classifier: Classifier, out: Path) -> None:
+    "Save the classifier and its history, and say so."
+    classifier.save(out)
+    rows = "".join(json.dumps(row) + "\n" for row in classifier.history)
+    out.with_suffix(".history.jsonl").write_text(rows)
+    print(classifier)
+    print(f"saved {out}; next: tl-tutorial evaluate {out} PHOTOS, tl-tutorial predict {out} PATH")
+
+def _rescue(error: TrainingError, out: Path) -> None:
+    "Keep the last good weights of a run that failed, beside the place of its result."
+    if error.classifier is None or os.environ.get("RANK", "0") != "0":
+        return
+    place = out.with_suffix(".last-good.safetensors")
+    try:
+        error.classifier.save(place)
+        print(f"tl-tutorial: the last good weights are in {place}", file=sys.stderr)
+    except TLError as second: # the disk may be full for this file too
+        print(f"tl-tutorial: {second}", file=sys.stderr)
 
 def _evaluate(args: argparse.Namespace) -> int:
     "tl-tutorial evaluate"
@@ -149,8 +171,9 @@ def _demo(args: argparse.Namespace) -> int:
 def _compared(tuned: Classifier, scratch: Classifier, folder: Any, spent: float) -> None:
     "Print the epochs and both test accuracies."
     for row in tuned.history:
-        name = "probe" if row["epoch"] == 0 else f"epoch {row['epoch']}"
-        print(f"{name:8} training loss {row['train_loss']:.3f}   validation loss {row['valid_loss']:.3f}, {row['valid_accuracy']:.3f} right")
+        name = f"epoch {row['epoch']}" if row["stage"] == "fine-tune" else row["stage"]
+        train = f"training loss {row['train_loss']:.3f}" if "train_loss" in row else ""
+        print(f"{name:14} {train:19}   validation loss {row['valid_loss']:.3f}, {row['valid_accuracy']:.3f} right")
     print(f"after {spent:.0f} s of training each, on test pictures that neither has seen:")
     for name, one in (("pretrained", tuned), ("from scratch", scratch)):
         result = one.evaluate(folder)
@@ -211,6 +234,9 @@ def main(
     argv: Sequence[str] | None = None, # Arguments; None takes those of the process
 ) -> int: # The exit code
     "The command line `tl-tutorial`."
+    for stream in (sys.stdout, sys.stderr): # a name that the terminal's encoding lacks is escaped
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     logging.basicConfig(format="tl-tutorial: %(message)s", level=logging.WARNING)
     warnings.filterwarnings("ignore", module="PIL") # large images are judged by our own limit
@@ -224,6 +250,9 @@ def main(
     except KeyboardInterrupt:
         print("tl-tutorial: stopped", file=sys.stderr)
         return 130
+    except MemoryError:
+        print("tl-tutorial: not enough memory; lower cache_mb or size in settings.ini, or give fewer pictures at once", file=sys.stderr)
+        return 1
     except BrokenPipeError: # the reader of our output went away, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

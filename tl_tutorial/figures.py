@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'GREY', 'COLOURS', 'STYLE', 'style', 'use_style', 'Drawn', 'embedded',
-           'new_figure', 'show_images', 'curves', 'intervals', 'matrix', 'reliability']
+           'new_figure', 'plain', 'show_images', 'curves', 'intervals', 'matrix', 'reliability']
 
 # %% ../nbs/module/02_figures.ipynb #f6b48e84
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#00805A", "#B02A3B", "#8A4F9E", "#5F6368"
@@ -92,6 +92,13 @@ def new_figure(
         FigureCanvasAgg(figure)
         return figure, figure.subplots(rows, columns, squeeze=False)
 
+# %% ../nbs/module/02_figures.ipynb #e281c9b5
+def plain(
+    text: Any, # A name given by somebody else
+) -> str: # For Matplotlib
+    "Text that Matplotlib draws as it stands: a dollar sign begins no formula, a control character is left out."
+    return "".join(c for c in str(text) if c.isprintable()).replace("$", r"\$")
+
 # %% ../nbs/module/02_figures.ipynb #8a267663
 def show_images(
     images: Sequence[Any] | np.ndarray, # Arrays [H, W] or [H, W, 3] (uint8, or float in 0..1) or PIL images
@@ -106,7 +113,7 @@ def show_images(
         axis.set_axis_off()
     for i, image in enumerate(images):
         axes.flat[i].imshow(np.asarray(image), vmin=0, vmax=255 if np.asarray(image).dtype == np.uint8 else 1)
-        axes.flat[i].set_title(titles[i] if i < len(titles) else "", fontsize=8)
+        axes.flat[i].set_title(plain(titles[i]) if i < len(titles) else "", fontsize=8)
     return Drawn(figure, {"images": images, "titles": list(titles)})
 
 # %% ../nbs/module/02_figures.ipynb #9f3d9444
@@ -162,8 +169,9 @@ def matrix(
         if count:
             axis.text(column, row, f"{count:g}", ha="center", va="center", fontsize=8,
                       color="white" if count > top / 2 else "black")
-    axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
-    axis.set_yticks(range(len(names)), names)
+    labels = [plain(name) for name in names]
+    axis.set_xticks(range(len(names)), labels, rotation=60, ha="right")
+    axis.set_yticks(range(len(names)), labels)
     axis.set(xlabel="predicted", ylabel="true")
     return Drawn(figure, {"counts": np.asarray(counts), "names": list(names)})
 

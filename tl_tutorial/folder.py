@@ -19,11 +19,12 @@ from .pixels import SUFFIXES, shown
 from .settings import DataError
 
 # %% auto #0
-__all__ = ['SPLITS', 'HIDDEN', 'FOREIGN', 'Item', 'Problem', 'Folder', 'scan', 'find_images', 'split', 'digest']
+__all__ = ['SPLITS', 'HIDDEN', 'DEEPEST', 'FOREIGN', 'Item', 'Problem', 'Folder', 'scan', 'find_images', 'split', 'digest']
 
 # %% ../nbs/module/06_folder.ipynb #536fc6be
 SPLITS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 HIDDEN = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "__pycache__"}
+DEEPEST = 50 # Folders inside each other below a class
 FOREIGN = {".heic", ".heif", ".avif", ".svg", ".eps", ".ps", ".pdf", ".psd", ".fits", ".jp2", ".raw", ".cr2", ".nef", ".dng"}
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _inside(path: Path, root: Path) -> bool:
     except (OSError, RuntimeError): # dangling, or a loop
         return False
 
-def _files(folder: Path, root: Path, problems: list[Problem]) -> Iterable[Path]:
+def _files(folder: Path, root: Path, problems: list[Problem], depth: int = 0) -> Iterable[Path]:
     "Image files below a folder; what is passed over is noted."
     for entry in _entries(folder):
         path = Path(entry.path)
@@ -86,9 +87,14 @@ def _files(folder: Path, root: Path, problems: list[Problem]) -> Iterable[Path]:
             problems.append(Problem(str(path), "link", "a link that leads nowhere, to a folder or out of the folder",
                                     "put the file itself there", "warning"))
         elif entry.is_dir(follow_symlinks=False):
-            yield from _files(path, root, problems)
-        elif path.suffix.lower() in SUFFIXES:
+            if depth < DEEPEST:
+                yield from _files(path, root, problems, depth + 1)
+            else:
+                problems.append(Problem(str(path), "too deep", f"inside more than {DEEPEST} folders", "move its images up", "warning"))
+        elif path.suffix.lower() in SUFFIXES and entry.is_file():
             yield path
+        elif path.suffix.lower() in SUFFIXES: # reading a pipe would wait forever
+            problems.append(Problem(str(path), "no file", "a pipe, socket or device, not a file", "remove it", "warning"))
         elif path.suffix.lower() in FOREIGN:
             problems.append(Problem(str(path), "format", f"{path.suffix} files are not read",
                                     "convert it to JPEG or PNG", "warning"))
@@ -97,13 +103,18 @@ def _files(folder: Path, root: Path, problems: list[Problem]) -> Iterable[Path]:
 def _class_folders(folder: Path, split: str, root: Path, problems: list[Problem]) -> list[Item]:
     "The items of one folder/CLASS/files tree."
     items: list[Item] = []
+    names: set[str] = set()
     for entry in _entries(folder):
-        path = Path(entry.path)
+        path, label = Path(entry.path), unicodedata.normalize("NFC", entry.name)
         if entry.is_dir(follow_symlinks=False):
-            found = [Item(file, unicodedata.normalize("NFC", entry.name), split) for file in _files(path, root, problems)]
+            found = [Item(file, label, split) for file in _files(path, root, problems)]
             if not found:
                 problems.append(Problem(str(path), "empty class", f"class {shown(entry.name)} has no image",
                                         "add images or remove the folder"))
+            if label in names: # one spells é as a letter, the other as e and an accent
+                problems.append(Problem(str(path), "twin names", f"a second folder for class {shown(label)}, spelt with other "
+                                        "Unicode characters; taken as one class", "merge the two folders", "warning"))
+            names.add(label)
             items += found
         elif entry.is_symlink():
             problems.append(Problem(str(path), "link", "a link in the place of a class folder is not followed",
@@ -119,14 +130,17 @@ def scan(
     "List a labelled folder; raises DataError when there is none or it has no labelled image."
     root = Path(folder)
     problems: list[Problem] = []
-    if not root.exists():
+    if not os.path.exists(root): # never raises, also when a name is too long
         raise DataError(f"{shown(root)}: there is no such folder; check the path")
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"{shown(root)}: not a folder; give the folder that holds one folder per class")
     parts = {entry.name: SPLITS.get(entry.name.lower(), "") for entry in _entries(root) if entry.is_dir()}
     real = root.resolve()
     if parts and all(parts.values()):
-        items = [item for name, split in parts.items() for item in _class_folders(root / name, split, real, problems)]
+        found = {name: _class_folders(root / name, split, real, problems) for name, split in parts.items()}
+        problems += [Problem(str(root / name), "empty split", f"{shown(name)} has no image", "add images or remove the folder")
+                     for name, inside in found.items() if not inside]
+        items = [item for inside in found.values() for item in inside]
     else:
         items = _class_folders(root, "", real, problems)
     if not items:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .pixels import shown
+
 if TYPE_CHECKING:
     from tl_tutorial.figures import Drawn
 
@@ -106,13 +108,13 @@ class Evaluation:
     def _rows(self) -> list[list[str]]:
         "The table of classes as text."
         show = lambda value: f"{value:.3f}" if np.isfinite(value) else "–"
-        return [[name, *(show(row[k]) for k in ("precision", "recall", "f1", "auc")), f"{row['support']:.0f}"]
+        return [[shown(name), *(show(row[k]) for k in ("precision", "recall", "f1", "auc")), f"{row['support']:.0f}"]
                 for name, row in self.per_class.items()]
 
     def __repr__(self) -> str:
         low, high = self.interval
         head = f"accuracy {self.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}) on {self.total} images"
-        width = max(5, *map(len, self.classes))
+        width = max(5, *(len(shown(name)) for name in self.classes))
         names = ["class", "precision", "recall", "f1", "auc", "images"]
         lines = ["  ".join([row[0].ljust(width), *(cell.rjust(9) for cell in row[1:])]) for row in [names, *self._rows()]]
         foot = f"macro F1 {self.macro['f1']:.3f}, ROC-AUC {self.auc:.3f}, calibration error {self.ece:.3f}"
@@ -141,6 +143,8 @@ def evaluation(
     "Judge probabilities against labels."
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    if len(labels) and not (0 <= labels.min() and labels.max() < len(classes)):
+        raise ValueError(f"labels from {labels.min()} to {labels.max()}, but {len(classes)} classes; number them from 0")
     if not np.isfinite(probabilities).all():
         raise ValueError("the probabilities hold NaN or infinity; the model is damaged or diverged in training")
     indices, guess = range(len(classes)), probabilities.argmax(1)

@@ -24,8 +24,10 @@ R = TypeVar("R")
 __all__ = ['T', 'R', 'FORMATS', 'SUFFIXES', 'REPLACE', 'shown', 'ImageProblem', 'to_rgb', 'read_image', 'to_square', 'parallel',
            'track', 'Pixels', 'load_pixels']
 
-# %% ../nbs/module/05_pixels.ipynb #0d95b458
-def shown(path: Any) -> str: # The path as text on one line
+# %% ../nbs/module/05_pixels.ipynb #a7446181
+def shown(
+    path: Any, # A path, or a text such as a class name
+) -> str: # The same on one line
     "A path that is safe to print: control characters are escaped."
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)

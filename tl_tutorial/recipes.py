@@ -111,7 +111,7 @@ def probe_then_tune(
     network.to(device=material.device, memory_format=quick_format(torch.device(material.device)))  # type: ignore[call-overload]
     key = hashlib.sha256(f"{replace(settings, device='')} {material.digest()}".encode()).hexdigest()
     epochs = default_epochs(len(material.labels)) if settings.epochs < 0 else settings.epochs
-    row, lr = None, settings.lr or (5e-4 if network.pretrained else 3e-3)
+    row, lr = None, settings.lr or (2e-4 if network.pretrained else 3e-3)
     settings = replace(settings, decay_rate=settings.decay_rate or (0.8 if network.pretrained else 1.0))
     if network.pretrained:
         resumed = resume and folder is not None and any(folder.glob("state*.safetensors"))
@@ -123,7 +123,8 @@ def probe_then_tune(
     else: # a long memory suits finished statistics; new ones must follow the weights, or evaluation lags behind
         for norm in (part for part in network.modules() if isinstance(part, _BatchNorm)):
             norm.momentum = 0.1
-    return fit(network, material.train(settings), material.valid(), settings, epochs, lr, row, listeners, folder, resume, key, stop)
+    return fit(network, material.train(settings), material.valid(), settings, epochs, lr, row, listeners, folder, resume, key, stop,
+               average=network.pretrained)
 
 # %% ../nbs/module/17_recipes.ipynb #b68c01c2
 @dataclass(frozen=True)

@@ -82,13 +82,15 @@ def _near(facts: Sequence[_Facts], limit: int = 20_000) -> Iterable[Problem]:
     "Nearly equal pictures that are not equal files; compared pair by pair for up to `limit` images."
     facts = facts[:limit]
     hashes = np.array([fact.hash for fact in facts], np.uint64)
+    told = np.zeros(len(facts), bool) # each picture is named once, not once for every picture that it looks like
     for number, fact in enumerate(facts[:-1]):
-        close = np.flatnonzero(np.bitwise_count(hashes[number + 1:] ^ hashes[number]) <= 3) + number + 1
-        for other in (facts[int(k)] for k in close):
-            alike = np.abs(fact.thumbnail - other.thumbnail).mean() <= 4
-            if alike and fact.digest != other.digest:
-                across = " in another split" if fact.item.split != other.item.split else ""
-                yield Problem(str(other.item.path), "near duplicate", f"looks like {shown(fact.item.path)}{across}",
+        close = np.flatnonzero((np.bitwise_count(hashes[number + 1:] ^ hashes[number]) <= 3) & ~told[number + 1:]) + number + 1
+        for other in map(int, close):
+            found = facts[other]
+            if np.abs(fact.thumbnail - found.thumbnail).mean() <= 4 and fact.digest != found.digest:
+                across = " in another split" if fact.item.split != found.item.split else ""
+                told[other] = True
+                yield Problem(str(found.item.path), "near duplicate", f"looks like {shown(fact.item.path)}{across}",
                               "look at both, keep one", "warning")
 
 # %% ../nbs/module/07_report.ipynb #fc5c45c3

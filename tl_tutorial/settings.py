@@ -34,6 +34,7 @@ class DeviceError(TLError, RuntimeError):
 
 class TrainingError(TLError, RuntimeError):
     "Training cannot go on: the numbers went wrong, or a save failed."
+    classifier: Any = None # From fine_tune: a Classifier with the last good weights
 
 # %% ../nbs/module/01_settings.ipynb #3c00e62b
 def _knob(default: Any, section: str, meaning: str, choices: tuple[str, ...] = (),

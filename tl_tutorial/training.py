@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import distributed as dist
 
 from .backbones import Network
 from .batches import Batches
 from .checkpoints import restore, store
+from .metrics import fit_temperature
 from .settings import ModelError, Settings
-from .steps import Run, losses, predict_logits
+from .steps import Run, check_labels, losses, predict_logits
 
 # %% auto #0
 __all__ = ['Event', 'Listener', 'StopSignals', 'Outcome', 'fit']
@@ -39,22 +41,25 @@ class Listener(Protocol):
     "Anything that can be called with an event."
     def __call__(self, event: Event) -> None: ...
 
-# %% ../nbs/module/15_training.ipynb #fa0a4f78
+# %% ../nbs/module/15_training.ipynb #c3a75381
 def _judge(run: Run, valid: Batches | None) -> dict[str, float]:
-    "Validation loss and accuracy; empty without validation data."
+    "Validation loss, as it is and at the best temperature, and accuracy; empty without validation data."
     if valid is None:
         return {}
     logits, labels = predict_logits(run.network, valid, run.settings), torch.from_numpy(valid.labels)
-    plain = losses(logits, labels, run.settings).mean()
-    return {"valid_loss": float(plain), "valid_accuracy": float((logits.argmax(1) == labels).float().mean())}
+    plain = float(losses(logits, labels, run.settings).mean())
+    calibrated = plain
+    if run.settings.loss == "cross_entropy" and len(labels) >= 30 and logits.isfinite().all(): # of fewer, a temperature says little
+        calibrated = float(F.cross_entropy(logits / fit_temperature(logits.numpy(), valid.labels), labels))
+    return {"valid_loss": plain, "valid_calibrated": calibrated, "valid_accuracy": float((logits.argmax(1) == labels).float().mean())}
 
 def _remember(run: Run, row: dict[str, Any]) -> None:
     "Add a row to the history, and keep the weights when they are the best so far."
+    loss = row.get("valid_calibrated", -len(run.history)) # without validation data the latest is taken as the best
     run.history.append(row)
-    loss = row.get("valid_loss", -run.epoch) # without validation data the latest is taken as the best
     run.waited += 1
     if loss < run.best_loss:
-        run.best_loss, run.best_epoch, run.waited = loss, run.epoch, 0
+        run.best_loss, run.best_epoch, run.waited = loss, len(run.history) - 1, 0
         run.best = {name: value.clone() for name, value in run.network.state_dict().items()}
 
 def _close_epoch(run: Run, valid: Batches | None, since: float) -> dict[str, Any]:
@@ -68,7 +73,17 @@ def _close_epoch(run: Run, valid: Batches | None, since: float) -> dict[str, Any
            "train_loss": loss / max(1, count), "train_accuracy": right / max(1, count), **_judge(run, valid),
            "seconds": round(time.perf_counter() - since, 2)}
     _remember(run, row)
+    for name, value in run.network.state_dict().items():
+        known = run.mean.get(name, value)
+        run.mean[name] = known + (value - known) / run.epoch if value.is_floating_point() else value.clone()
     return row
+
+def _finish(run: Run, valid: Batches | None, average: bool) -> None:
+    "Let the mean of the weights after each epoch be a candidate too; then put the best weights back."
+    if average and run.epoch > 1:
+        run.network.load_state_dict(run.mean)
+        _remember(run, {"epoch": run.epoch, "stage": "mean of epochs", "lr": 0.0, **_judge(run, valid)})
+    run.network.load_state_dict(run.best)
 
 # %% ../nbs/module/15_training.ipynb #4d0bd21e
 def _keep(run: Run, folder: Path | None, key: str) -> None:
@@ -76,7 +91,7 @@ def _keep(run: Run, folder: Path | None, key: str) -> None:
     if folder is None or run.train.shard[0] != 0:
         return
     tensors = {f"network.{name}": value for name, value in run.network.state_dict().items()}
-    tensors |= {f"best.{name}": value for name, value in run.best.items()} | {"sums": run.sums}
+    tensors |= {f"best.{name}": value for name, value in run.best.items()} | {"sums": run.sums} | {f"mean.{name}": value for name, value in run.mean.items()}
     for number, memory in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in memory.items() if torch.is_tensor(value)}
     names = ("step", "epoch", "waited", "best_epoch", "parts", "history")
@@ -94,6 +109,7 @@ def _resume(run: Run, folder: Path, key: str) -> bool: # False when there is not
     part = lambda prefix: {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
     run.network.load_state_dict(part("network."))
     run.best = {name: value.to(run.train.device) for name, value in part("best.").items()}
+    run.mean = {name: value.to(run.train.device) for name, value in part("mean.").items()}
     run.sums.copy_(tensors["sums"])
     memory: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in part("optimizer.").items():
@@ -110,6 +126,7 @@ class StopSignals:
     "Inside `with`, the first SIGINT or SIGTERM only sets a flag; the second one interrupts."
     def __init__(self) -> None:
         self.signal = 0 # The signal's number once it came
+        self.at_once = False # True: there is nothing to keep yet, so the first one interrupts
         self._old: dict[int, Any] = {}
 
     def __call__(self) -> bool: # True once a signal came
@@ -122,9 +139,9 @@ class StopSignals:
         return self
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.signal:
+        late, self.signal = self.at_once or bool(self.signal), number
+        if late:
             raise KeyboardInterrupt
-        self.signal = number
 
     def __exit__(self, *_: Any) -> None:
         for number, old in self._old.items():
@@ -135,7 +152,7 @@ class StopSignals:
 class Outcome:
     "How a run ended; the network holds the best weights."
     history: list[dict[str, Any]] # One row per epoch
-    best_epoch: int # Whose weights were kept; 0 is the start
+    best_epoch: int # The row of the history whose weights were kept; 0 is the start
     steps: int # Steps done
     interrupted: bool = False # Asked to stop before the end
 
@@ -152,9 +169,12 @@ def fit(
     resume: bool = False, # Go on from the state in `folder`, where there is one
     key: str = "", # Which data and settings the state belongs to
     stop: Callable[[], bool] = lambda: False, # Asked after every step
+    average: bool = False, # At the end, try the mean of the weights after each epoch
 ) -> Outcome: # History, best epoch, and whether it was interrupted
     "Train a network: step, validate, keep the best, stop early."
     run = Run(network, train, settings, epochs, lr)
+    if valid is not None:
+        check_labels(valid, network.head.out_features)
     if not (resume and folder and _resume(run, folder, key)):
         _remember(run, {"epoch": 0, "stage": "start", **(first_row or {}), **_judge(run, valid)})
     interrupted, since = _stopped(stop, train), time.perf_counter()
@@ -173,7 +193,7 @@ def fit(
         if not interrupted:
             _tell(listeners, Event("epoch", run.step, run.epoch, _close_epoch(run, valid, began)))
         _keep(run, folder, key)
-    network.load_state_dict(run.best)
+    _finish(run, valid, average and not interrupted)
     _tell(listeners, Event("end", run.step, run.epoch))
     return Outcome(run.history, run.best_epoch, run.step, interrupted)
 

@@ -97,7 +97,8 @@ def show_code(cell: dict[str, Any], room: str) -> list[dict[str, Any]]:
         return [cell]
     public = [name for name in dict.fromkeys(a or b for a, b in names) if not name.startswith("_")]
     marks = " ".join(f'<a id="{name}" href="#{name}">{name}</a>' for name in public)
-    label = f'```{{=html}}\n<p class="exported">tl_tutorial.{room} {marks}</p>\n```'
+    back = f'<a href="../reference/api.html#{room}">tl_tutorial.{room}</a>'
+    label = f'```{{=html}}\n<p class="exported">{back} {marks}</p>\n```'
     return [markdown(label), {**cell, "source": source.split("\n", 1)[1]}]
 
 
@@ -124,6 +125,9 @@ def prepare(source: Path, name: str, target: Path, repository: str, branch: str)
         cell.setdefault("id", f"site-{number}")
         if cell["cell_type"] == "markdown" and "notebook-links" not in cell["source"]:
             cell["source"] = address("".join(cell["source"]))
+        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+            if "text/markdown" in data:
+                data["text/markdown"] = address("".join(data["text/markdown"]))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps({**book, "cells": cells}), encoding="utf-8")
 

@@ -1,0 +1,104 @@
+"""Two chapters in the real JupyterLab, driven by a headless Chromium: "Run All Cells" ends without an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jupyterlab", reason="JupyterLab is not installed: pip install 'tl-tutorial[dev]'")
+api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install 'tl-tutorial[dev]'")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if not CHROMIUM:
+    pytest.skip("no Chromium: JupyterLab was not driven (apt-get install chromium)", allow_module_level=True)
+
+NBS = Path(__file__).parents[1] / "nbs"
+CHAPTERS = ("ideas/01_convolution.ipynb", "module/08_batches.ipynb")
+TOKEN = "only-for-this-test"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    "JupyterLab on a loopback port, with copies of the chapters, and its folder."
+    folder = tmp_path_factory.mktemp("lab")
+    for name in CHAPTERS:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(NBS / name, folder / name)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = {"HOME": str(folder), "JUPYTER_CONFIG_DIR": str(folder / ".config"), "JUPYTER_RUNTIME_DIR": str(folder / ".run"),
+            "IPYTHONDIR": str(folder / ".ipython"), "OMP_NUM_THREADS": "1"}
+    options = ["--no-browser", "--allow-root", f"--ServerApp.port={port}", "--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={TOKEN}",
+               f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], stdout=log, stderr=log, env=os.environ | home)
+        try:
+            wait_for(f"http://127.0.0.1:{port}/api?token={TOKEN}", folder / "server.log")
+            yield f"http://127.0.0.1:{port}", folder
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def wait_for(address: str, log: Path) -> None:
+    "Wait until a server answers."
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(address, timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"JupyterLab did not start: {log.read_text()[-2000:]}")
+
+
+def run_all(page: api.Page, address: str, name: str, cells: int) -> None:
+    "Open a chapter, choose Run > Run All Cells, and wait until the kernel rests."
+    page.goto(f"{address}/lab/tree/{name}?token={TOKEN}&reset", wait_until="load")
+    page.locator(".jp-NotebookPanel:visible .jp-Notebook").first.wait_for(timeout=60_000)
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for(timeout=60_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.wait_for_timeout(2_000)
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for(timeout=240_000)
+    page.screenshot(path="/tmp/lab.png")
+    page.get_by_role("menuitem", name="File", exact=True).click(timeout=5000)
+    page.get_by_role("menuitem", name="Save Notebook", exact=True).click()
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_run_all(lab: tuple[str, Path], name: str) -> None:
+    address, folder = lab
+    before = json.loads((NBS / name).read_text())["cells"]
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        run_all(page, address, name, len(before))
+        after = saved(folder / name)
+        browser.close()
+    code = [cell for cell in after if cell["cell_type"] == "code"]
+    assert len(code) == sum(cell["cell_type"] == "code" for cell in before)
+    unrun = ["".join(cell["source"])[:60] for cell in code if not cell["execution_count"]]
+    assert not unrun, f"cells that did not run: {unrun}"
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert not ["".join(output["text"])[:200] for output in outputs if output.get("name") == "stderr"], "noise on stderr"
+
+
+def saved(path: Path) -> list[dict]:
+    "The cells of a notebook, once every code cell of the saved file has run."
+    for _ in range(60):
+        cells = json.loads(path.read_text())["cells"]
+        if all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code"):
+            break
+        time.sleep(0.5)
+    return cells
