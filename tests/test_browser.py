@@ -104,6 +104,52 @@ def test_formulas_are_set(browser: Browser, address: tuple[str, list[str]]) -> N
     assert {name: count for name, count in found.items() if count["wrong"]} == {}
 
 
+# Each text on a page that is harder to read than WCAG's level AA allows: 4.5 to 1, for large text 3 to 1.
+CONTRAST = """() => {
+    const pen = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true});
+    const numbers = colour => {  // of any notation
+        pen.clearRect(0, 0, 1, 1);
+        pen.fillStyle = colour;
+        pen.fillRect(0, 0, 1, 1);
+        const [r, g, b, a] = pen.getImageData(0, 0, 1, 1).data;
+        return [r, g, b, a / 255];
+    };
+    const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+    const behind = element => {
+        for (; element; element = element.parentElement) {
+            const colour = numbers(getComputedStyle(element).backgroundColor);
+            if (colour[3] > 0.99) return colour;
+        }
+        return [255, 255, 255];
+    };
+    const found = {};
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    for (let node; (node = walker.nextNode());) {
+        const element = node.parentElement, style = getComputedStyle(element);
+        if (!node.textContent.trim() || !element.checkVisibility({checkOpacity: true, checkVisibilityCSS: true})) continue;
+        if (element.closest('.katex, svg, script, style')) continue;
+        const [a, b] = [light(numbers(style.color)), light(behind(element))].sort((x, y) => y - x);
+        const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+        const ratio = (a + 0.05) / (b + 0.05);
+        if (ratio < (large ? 3 : 4.5)) found[`${element.tagName.toLowerCase()}.${element.className} ${style.color}`] = ratio.toFixed(2);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(browser: Browser, address: tuple[str, list[str]], scheme: Literal["light", "dark"]) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
+    page, weak = context.new_page(), {}
+    for name in ("index.html", "ideas/losses.html", "module/freezing.html", "reference/api.html", "repairs/spot_the_bug.html"):
+        page.goto(f"{address[0]}/{name}", wait_until="load")
+        page.wait_for_timeout(600)  # links fade from one colour to another
+        weak |= {f"{name} {what}": ratio for what, ratio in page.evaluate(CONTRAST).items()}
+    context.close()
+    assert weak == {}
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_search(browser: Browser, address: tuple[str, list[str]], width: int) -> None:
     context = browser.new_context(viewport={"width": width, "height": 900})

@@ -52,7 +52,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
 
 def wait_for(address: str, log: Path) -> None:
     "Wait until a server answers."
-    for _ in range(120):
+    for _ in range(360):
         try:
             urllib.request.urlopen(address, timeout=2).close()
             return
@@ -61,18 +61,21 @@ def wait_for(address: str, log: Path) -> None:
     raise AssertionError(f"JupyterLab did not start: {log.read_text()[-2000:]}")
 
 
-def run_all(page: api.Page, address: str, name: str, cells: int) -> None:
-    "Open a chapter, choose Run > Run All Cells, and wait until the kernel rests."
+def run_all(page: api.Page, address: str, name: str) -> None:
+    "Open a chapter, choose Run > Run All Cells, wait until the kernel rests, and save."
     page.goto(f"{address}/lab/tree/{name}?token={TOKEN}&reset", wait_until="load")
-    page.locator(".jp-NotebookPanel:visible .jp-Notebook").first.wait_for(timeout=60_000)
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for(timeout=60_000)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.wait_for_timeout(2_000)
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for(timeout=240_000)
-    page.screenshot(path="/tmp/lab.png")
-    page.get_by_role("menuitem", name="File", exact=True).click(timeout=5000)
-    page.get_by_role("menuitem", name="Save Notebook", exact=True).click()
+    resting = page.get_by_text("Python 3 (ipykernel) | Idle", exact=True)
+    resting.wait_for(timeout=120_000)
+    choose(page, "Run", "Run All Cells")
+    page.get_by_text("Python 3 (ipykernel) | Busy", exact=True).wait_for(timeout=60_000)
+    resting.wait_for(timeout=240_000)
+    page.keyboard.press("Control+s")
+
+
+def choose(page: api.Page, menu: str, entry: str) -> None:
+    "Choose an entry of a menu."
+    page.get_by_role("menuitem", name=menu, exact=True).click(timeout=10_000)
+    page.get_by_role("menuitem", name=entry, exact=True).click(timeout=10_000)
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -82,7 +85,7 @@ def test_run_all(lab: tuple[str, Path], name: str) -> None:
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        run_all(page, address, name, len(before))
+        run_all(page, address, name)
         after = saved(folder / name)
         browser.close()
     code = [cell for cell in after if cell["cell_type"] == "code"]

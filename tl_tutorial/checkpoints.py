@@ -74,7 +74,7 @@ def _fingerprint(tensors: dict[str, torch.Tensor], text: str) -> str:
     found = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     for name, value in sorted(tensors.items()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode("utf-8", "surrogatepass"))
-        found.update(value.reshape(-1).view(torch.uint8).numpy())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 # %% ../nbs/module/13_checkpoints.ipynb #9aa658b8
@@ -98,7 +98,7 @@ def read_file(
                          "Classifier.save; pickled .pt and .pth files are never opened") from None
     if not isinstance(metadata, dict):
         raise ModelError(f"{shown(path)}: not written by tl_tutorial; make one with Classifier.save")
-    if header.get("sha256") != _fingerprint(tensors, text):
+    if header.get("sha256") != _fingerprint(tensors, text or ""):
         raise ModelError(f"{shown(path)}: damaged, its SHA-256 is not the one it was saved with; copy or save it again")
     return tensors, metadata
 

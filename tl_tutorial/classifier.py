@@ -183,7 +183,7 @@ def _described(classifier: Classifier) -> dict[str, Any]:
     from importlib.metadata import distributions
 
     from tl_tutorial import __version__
-    packages = {d.name.lower(): d.version for d in distributions(name="torchvision")} | {d.name.lower(): d.version for d in distributions(name="pillow")}
+    packages = {name: found.version for name in ("torchvision", "pillow") for found in distributions(name=name)}
     versions = {"tl_tutorial": __version__, "torch": torch.__version__, **packages}
     network = classifier.network
     return {"format": FORMAT, "classes": list(classifier.classes), "arch": network.arch, "features": network.head.in_features,

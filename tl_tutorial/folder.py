@@ -134,7 +134,7 @@ def scan(
         raise DataError(f"{shown(root)}: there is no such folder; check the path")
     if not os.path.isdir(root):
         raise DataError(f"{shown(root)}: not a folder; give the folder that holds one folder per class")
-    parts = {entry.name: SPLITS.get(entry.name.lower(), "") for entry in _entries(root) if entry.is_dir()}
+    parts = {entry.name: SPLITS.get(entry.name.lower(), "") for entry in _entries(root) if os.path.isdir(entry.path)}
     real = root.resolve()
     if parts and all(parts.values()):
         found = {name: _class_folders(root / name, split, real, problems) for name, split in parts.items()}

@@ -143,7 +143,7 @@ def evaluation(
     "Judge probabilities against labels."
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
-    if len(labels) and not (0 <= labels.min() and labels.max() < len(classes)):
+    if len(labels) and not (labels.min() >= 0 and labels.max() < len(classes)):
         raise ValueError(f"labels from {labels.min()} to {labels.max()}, but {len(classes)} classes; number them from 0")
     if not np.isfinite(probabilities).all():
         raise ValueError("the probabilities hold NaN or infinity; the model is damaged or diverged in training")

@@ -23,12 +23,12 @@ from .folder import Item
 from .freezing import freeze, freeze_statistics
 from .material import Material
 from .settings import Settings
-from .steps import Run, balance, half_precision, losses, quick_format
+from .steps import Run, balance, half_precision, in_parts, losses, quick_format
 from .training import Listener, Outcome, fit
 
 # %% auto #0
-__all__ = ['PULLS', 'features', 'fit_head', 'probe', 'default_epochs', 'probe_then_tune', 'RateCurve', 'find_rate',
-           'cross_validate']
+__all__ = ['PULLS', 'features', 'fit_head', 'probe', 'default_epochs', 'default_rate', 'probe_then_tune', 'RateCurve',
+           'find_rate', 'cross_validate']
 
 # %% ../nbs/module/17_recipes.ipynb #7e0d49f9
 @torch.no_grad()
@@ -40,7 +40,7 @@ def features(
     "The feature vector of every image; the body sees each image once."
     network.eval()
     with half_precision(batches.device, settings or Settings()):
-        found = [network.features(b.images.to(memory_format=quick_format(batches.device))).float() for b in batches.epoch()]
+        found = [in_parts(network.features, b.images.to(memory_format=quick_format(batches.device))) for b in batches.epoch()]
     return torch.cat(found).cpu()
 
 def fit_head(
@@ -98,6 +98,12 @@ def default_epochs(
     "How many epochs of fine-tuning to plan: more for small sets."
     return int(np.clip(round(1600 / max(1, count)), 4, 12))
 
+def default_rate(
+    count: int, # Training images
+) -> float: # Between 2e-4 and 1e-3
+    "The peak rate for a pretrained network: many images may move it further than few."
+    return 2e-4 * float(np.clip(count / 200, 1, 5))
+
 def probe_then_tune(
     network: Network, # Trained in place; ends with the best weights
     material: Material, # Training and validation pictures
@@ -111,7 +117,7 @@ def probe_then_tune(
     network.to(device=material.device, memory_format=quick_format(torch.device(material.device)))  # type: ignore[call-overload]
     key = hashlib.sha256(f"{replace(settings, device='')} {material.digest()}".encode()).hexdigest()
     epochs = default_epochs(len(material.labels)) if settings.epochs < 0 else settings.epochs
-    row, lr = None, settings.lr or (2e-4 if network.pretrained else 3e-3)
+    row, lr = None, settings.lr or (default_rate(len(material.labels)) if network.pretrained else 3e-3)
     settings = replace(settings, decay_rate=settings.decay_rate or (0.8 if network.pretrained else 1.0))
     if network.pretrained:
         resumed = resume and folder is not None and any(folder.glob("state*.safetensors"))

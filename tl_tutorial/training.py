@@ -91,7 +91,8 @@ def _keep(run: Run, folder: Path | None, key: str) -> None:
     if folder is None or run.train.shard[0] != 0:
         return
     tensors = {f"network.{name}": value for name, value in run.network.state_dict().items()}
-    tensors |= {f"best.{name}": value for name, value in run.best.items()} | {"sums": run.sums} | {f"mean.{name}": value for name, value in run.mean.items()}
+    tensors |= {f"best.{name}": value for name, value in run.best.items()} | {"sums": run.sums}
+    tensors |= {f"mean.{name}": value for name, value in run.mean.items()}
     for number, memory in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in memory.items() if torch.is_tensor(value)}
     names = ("step", "epoch", "waited", "best_epoch", "parts", "history")
