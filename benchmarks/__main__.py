@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -136,22 +135,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    found = {
-        "probe / one forward pass": probe_against_one_pass(args.rounds),
-        "fit / bare loop": compare(ours, bare, args.rounds),
-        "peak memory, fit / bare loop": peak_memory(args.rounds),
-        "decode every epoch / cached batches": pipeline_against_decoding(args.rounds),
-        "the same, cached batches with jitter": pipeline_against_decoding(args.rounds, 0.2),
-        "import tl_tutorial beyond python": start_of("-c\0import tl_tutorial", args.rounds),
-        "tl-tutorial --help beyond python": start_of("-m\0tl_tutorial\0--help", args.rounds),
+    work: dict[str, Callable[[int], dict[str, float]]] = {
+        "import tl_tutorial beyond python": lambda rounds: start_of("-c\0import tl_tutorial", rounds),
+        "tl-tutorial --help beyond python": lambda rounds: start_of("-m\0tl_tutorial\0--help", rounds),
+        "decode every epoch / cached batches": pipeline_against_decoding,
+        "the same, cached batches with jitter": lambda rounds: pipeline_against_decoding(rounds, 0.2),
+        "probe / one forward pass": probe_against_one_pass,
+        "fit / bare loop": lambda rounds: compare(ours, bare, rounds),
+        "peak memory, fit / bare loop": peak_memory,
     }
-    for name, row in found.items():
-        print(f"{name:38}", "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    about = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(), "peak_mb": round(peak)}
+    about = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
     print(about)
-    if args.out:
-        args.out.write_text(json.dumps({"about": about, "results": found}, indent=1))
+    found = {}
+    for name, run in work.items():
+        found[name] = run(args.rounds)
+        print(f"{name:38}", "  ".join(f"{key} {value:.3f}" for key, value in found[name].items()), flush=True)
+        if args.out: # after each comparison, so that an interrupted run keeps what it has
+            args.out.write_text(json.dumps({"about": about, "results": found}, indent=1))
 
 
 if __name__ == "__main__":

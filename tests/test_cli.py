@@ -129,8 +129,12 @@ def test_two_processes_equal_one(colours: Path, tmp_path: Path) -> None:
     two = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tl_tutorial", *common, "--out", "two.safetensors"],
                          capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert two.returncode == 0, two.stderr[-2000:]
-    a, b = (read_file(tmp_path / f"{name}.safetensors")[0] for name in ("one", "two"))
+    (a, first), (b, second) = (read_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert all((a[name].float() - b[name].float()).abs().max() < 1e-3 for name in a)
+    # The kept weights may be those of the start; the history tells of the epoch in any case.
+    (start, tuned), (_, other) = first["history"][:2], second["history"][:2]
+    assert tuned["stage"] == "fine-tune" and tuned["valid_loss"] != start["valid_loss"]
+    assert all(abs(tuned[name] - other[name]) < 1e-3 for name in ("train_loss", "valid_loss"))
 
 
 def test_help_is_quick_and_light() -> None:
