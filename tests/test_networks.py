@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,22 @@ def test_a_local_file_of_weights(tmp_path: Path) -> None:
     network = tl.create("resnet18", 3, weights=str(tmp_path / "w.pth"))
     assert torch.equal(network.body.conv1.weight, model.conv1.weight)
     assert network.preprocess.mean == (0.485, 0.456, 0.406)
+
+
+def test_weights_files_of_old_have_other_names(tmp_path: Path) -> None:
+    "torchvision's DenseNet files name their layers `norm.1`, and files from before 2019 lack BatchNorm's count of batches."
+    from torchvision.models import densenet121
+
+    model = densenet121(weights=None)
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): value
+           for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "w.pth")
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        ours, theirs = (thing.eval() for thing in (tl.create("densenet121", 3, weights=str(tmp_path / "w.pth")), model))
+        normal = (images - torch.tensor(ours.preprocess.mean).view(3, 1, 1)) / torch.tensor(ours.preprocess.std).view(3, 1, 1)
+        assert torch.allclose(ours.features(images), torch.relu(theirs.features(normal)).mean((2, 3)), atol=1e-5)
 
 
 class Bomb:

@@ -31,6 +31,20 @@ def test_one_configuration() -> None:
     assert yaml.safe_load((site.ROOT / "_quarto.yml").read_text())["metadata-files"] == ["nbdev.yml"]
 
 
+def test_links_to_the_services_where_the_address_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY"):
+        monkeypatch.delenv(name, raising=False)
+    assert site.repository_address("") == "" and "Colab" not in site.actions("ideas/x.ipynb", "", "main")["source"]
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/course")
+    assert site.repository_address("") == "", "half an address is none"
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")
+    line = site.actions("ideas/x.ipynb", site.repository_address(""), "main")["source"]
+    for part in ("colab.research.google.com/github/someone/course/blob/main/nbs/ideas/x.ipynb", "mybinder.org/v2/gh/someone/course/main?labpath=nbs/ideas/x.ipynb",
+                 "github.com/someone/course/blob/main/nbs/ideas/x.ipynb", "%pip install git+https://github.com/someone/course@main"):
+        assert part in line, part
+    assert site.repository_address("https://github.com/a/b") == "https://github.com/a/b", "what is stated wins"
+
+
 def test_every_page_is_in_the_sidebar() -> None:
     assert site.sidebar_problems() == []
 

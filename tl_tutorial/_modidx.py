@@ -13,6 +13,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'tl_tutorial/backbones.py'),
                                        'tl_tutorial.backbones._body': ('module/backbones.html#_body', 'tl_tutorial/backbones.py'),
                                        'tl_tutorial.backbones._explained': ('module/backbones.html#_explained', 'tl_tutorial/backbones.py'),
+                                       'tl_tutorial.backbones._fetch': ('module/backbones.html#_fetch', 'tl_tutorial/backbones.py'),
                                        'tl_tutorial.backbones._fill': ('module/backbones.html#_fill', 'tl_tutorial/backbones.py'),
                                        'tl_tutorial.backbones._read_state': ( 'module/backbones.html#_read_state',
                                                                               'tl_tutorial/backbones.py'),

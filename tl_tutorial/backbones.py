@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +103,41 @@ def small_cnn(
                                     nn.BatchNorm2d(outside), nn.ReLU(inplace=True)))
     return nn.Sequential(*layers)
 
+# %% ../nbs/module/10_backbones.ipynb #b1fe7ad1
+_PUBLISHED = { # SHA-256 of torchvision's weights files
+    "alexnet-owt-7be5be79.pth": "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+    "convnext_tiny-983f1562.pth": "983f1562536e84ff750a1576fb08e54de751dbf2e17c0d8a4a13704341fdcd3d",
+    "densenet121-a639ec97.pth": "a639ec97d7c33b07ae66f0b5fb7d0192f95a3b11b7576c66c0126c2a727c4395",
+    "efficientnet_b0_rwightman-7f5810bc.pth": "7f5810bc96def8f7552d5b7e68d53c4786f81167d28291b21c0d90e1fca14934",
+    "inception_v3_google-0cc3c7bd.pth": "0cc3c7bd75056d25e46cba549dc184522069b81e9787eff6df84f397bd52a5ef",
+    "mobilenet_v2-7ebf99e0.pth": "7ebf99e03e254b273379b23edca7ec0da9f48273b23a332b93c1c99d49e86e8f",
+    "mobilenet_v3_large-5c1a4163.pth": "5c1a416349c4cf298f2a6a5e2600ed0ee55e604713578f5e74e6bc8bcaef7997",
+    "mobilenet_v3_small-047dcff4.pth": "047dcff4addef86ea5bc2eff13c9614dc11f47ab1160d0a71a25e7db994f4e1f",
+    "resnet18-f37072fd.pth": "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+    "resnet34-b627a593.pth": "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
+    "resnet50-0676ba61.pth": "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+    "resnet50-11ad3fa6.pth": "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca",
+    "vgg16-397923af.pth": "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+}
+
+def _fetch(url: str) -> Path:
+    "A weights file of torchvision's in PyTorch's folder: downloaded if it is not there, and checked before anything reads it."
+    name = url.rsplit("/", 1)[-1]
+    file = Path(torch.hub.get_dir(), "checkpoints", name)
+    digits = re.search(r"-([0-9a-f]{8,64})\.", name)
+    published = _PUBLISHED.get(name) or (digits[1] if digits else "")
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), published, progress=sys.stderr.isatty())
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not found.startswith(published):
+        raise ModelError(f"{shown(file)} is not the published file: its SHA-256 is {found}, not {published}; delete it and try again, "
+                         "or give a local file with weights=FILE")
+    if len(published) < 64:
+        print(f"{name}: checked by {len(published)} of its 64 digits; its SHA-256 is {found}", file=sys.stderr)
+    return file
+
 # %% ../nbs/module/10_backbones.ipynb #cbc7158a
 @contextmanager
 def _explained(arch: str) -> Iterator[None]:
@@ -135,10 +172,9 @@ def _torchvision(arch: str, weights: str) -> tuple[nn.Module, Preprocess]:
     pick = None if weights == "none" else known.DEFAULT if weights == "default" or Path(weights).is_file() else known[weights]
     extra = {"init_weights": False} if arch in ("inception_v3", "googlenet") else {}
     model = models.get_model(arch, weights=None, **({"aux_logits": True, **extra} if extra else {}))
-    with redirect_stdout(sys.stderr): # torch.hub says there what it fetches; stdout is for results
-        state = _read_state(Path(weights)) if Path(weights).is_file() else pick.get_state_dict(progress=False, check_hash=True) if pick else None
-    if state is not None:
-        _fill(model, state, weights, arch)
+    file = Path(weights) if Path(weights).is_file() else _fetch(pick.url) if pick else None
+    if file:
+        _fill(model, _read_state(file), str(file), arch)
     for name in ("AuxLogits", "aux1", "aux2"): # a second head, used only when training from scratch
         if getattr(model, name, None) is not None:
             setattr(model, name, None)
@@ -165,6 +201,9 @@ def _read_state(file: Path) -> dict[str, torch.Tensor]:
 def _fill(model: nn.Module, state: dict[str, torch.Tensor], weights: str, arch: str) -> None:
     "Put tensors into a network, or say which do not fit."
     mine = model.state_dict()
+    # Files from before 2019 know no count of batches, and DenseNet's layers had a dot in their names.
+    state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name): value for name, value in state.items()}
+    state = {name: value for name, value in mine.items() if name.endswith("num_batches_tracked")} | state
     wrong = sorted(set(mine) ^ set(state)) or [name for name in mine if mine[name].shape != state[name].shape]
     if wrong:
         raise ModelError(f"{shown(weights)}: not the weights of {arch} ({len(wrong)} tensors differ, e.g. {shown(wrong[0])}); "

@@ -102,6 +102,12 @@ def show_code(cell: dict[str, Any], room: str) -> list[dict[str, Any]]:
     return [markdown(label), {**cell, "source": source.split("\n", 1)[1]}]
 
 
+def repository_address(stated: str) -> str:
+    "The project's address: what pyproject.toml states, or where GitHub's own workflow builds the site; empty when neither knows."
+    server, name = os.environ.get("GITHUB_SERVER_URL"), os.environ.get("GITHUB_REPOSITORY")
+    return stated or (f"{server}/{name}" if server and name else "")
+
+
 def actions(name: str, repository: str, branch: str) -> dict[str, Any]:
     "The line under a chapter's title: download it, and where the project's address is known, open it elsewhere."
     links = {"Download this notebook": "../" * name.count("/") + f"notebooks/{name}"}
@@ -110,6 +116,8 @@ def actions(name: str, repository: str, branch: str) -> dict[str, Any]:
         links["Open in Binder"] = f"https://mybinder.org/v2/gh/{match[1]}/{branch}?labpath=nbs/{name}"
         links["Source"] = f"{repository}/blob/{branch}/nbs/{name}"
     inner = " ".join(f'<a href="{href}"{"" if EXTERNAL.match(href) else " download"}>{text}</a>' for text, href in links.items())
+    if "Open in Colab" in links: # a Colab machine starts without the package
+        inner += f" In Colab, run this first: <code>%pip install git+{repository}@{branch}</code>"
     return markdown(f'```{{=html}}\n<p class="notebook-links">{inner}</p>\n```')
 
 
@@ -142,7 +150,7 @@ def copy_project(work: Path) -> None:
     (work / "pyproject.toml").write_text(text)
     (work / "nbs").mkdir()
     for name in notebooks():
-        prepare(ROOT / "nbs" / name, name, work / "nbs" / address(name), settings.git_url, settings.branch)
+        prepare(ROOT / "nbs" / name, name, work / "nbs" / address(name), repository_address(settings.git_url), settings.branch)
         kept = work / "notebooks" / name
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "nbs" / name, kept)

@@ -1,5 +1,6 @@
 """Hostile files, names and servers: no code runs, nothing outside is written, and names stay text."""
 
+import hashlib
 import io
 import json
 import os
@@ -232,6 +233,43 @@ def test_fetched_weights_are_checked(fault: str, tmp_path: Path, monkeypatch: py
     with pytest.raises(tl.ModelError, match="squeezenet1_1.*not the published ones.*weights=FILE"):
         tl.create("squeezenet1_1", 2)
     assert len(asked) == 1 and asked[0].startswith("https://") and not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_fetched_file_is_checked_by_its_whole_sum_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    from torchvision import models
+
+    from tl_tutorial import backbones
+
+    published = io.BytesIO()
+    torch.save(models.squeezenet1_1().state_dict(), published)
+    known = hashlib.sha256(published.getvalue()).hexdigest()
+    name = models.SqueezeNet1_1_Weights.DEFAULT.url.rsplit("/", 1)[-1]
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setitem(backbones._PUBLISHED, name, known)
+    asked: list[str] = []
+    monkeypatch.setattr("torch.hub.urlopen", lambda request, *_, **__: asked.append(request.full_url) or Answer(published.getvalue()))
+    for _ in range(2):
+        tl.create("squeezenet1_1", 2)
+    file = tmp_path / "hub" / "checkpoints" / name
+    assert len(asked) == 1 and file.read_bytes() == published.getvalue(), "fetched once, then kept"
+    monkeypatch.setitem(backbones._PUBLISHED, name, known[:8] + "0" * 56)
+    with pytest.raises(tl.ModelError, match=f"{name} is not the published file.*{known}.*delete it.*weights=FILE"):
+        tl.create("squeezenet1_1", 2)
+    monkeypatch.setitem(backbones._PUBLISHED, name, known[:8])
+    capfd.readouterr()
+    tl.create("squeezenet1_1", 2)
+    assert f"checked by 8 of its 64 digits; its SHA-256 is {known}" in capfd.readouterr().err
+
+
+def test_the_published_sums_belong_to_files_that_torchvision_names() -> None:
+    from torchvision import models
+
+    from tl_tutorial import backbones
+
+    named = {one.url.rsplit("/", 1)[-1] for arch in models.list_models(module=models) for one in models.get_model_weights(arch)}
+    for name, whole in backbones._PUBLISHED.items():
+        assert name in named, f"torchvision has no {name} any more"
+        assert len(whole) == 64 and f"-{whole[:8]}." in name
 
 
 @fault("F14 an address as weights", "F14 embedded weights that were changed")
