@@ -1,4 +1,4 @@
-"""Two chapters in the real JupyterLab, driven by a headless Chromium: "Run All Cells" ends without an error."""
+"""The real JupyterLab, driven by a headless Chromium: two chapters run from top to bottom, and "Interrupt Kernel" keeps the work."""
 
 from __future__ import annotations
 
@@ -67,6 +67,12 @@ def run_all(page: api.Page, address: str, name: str, path: Path) -> list[dict]:
     page.goto(f"{address}/lab/tree/{name}?token={TOKEN}&reset", wait_until="load")
     page.get_by_text("Python 3 (ipykernel) | Idle", exact=True).wait_for(timeout=120_000)
     choose(page, "Run", "Run All Cells")
+    saved_when_run(page, path)
+    return saved(path)
+
+
+def saved_when_run(page: api.Page, path: Path) -> list[dict]:
+    "Save the notebook again and again until every code cell has run or one has failed; its code cells."
     # The kernel is shown as idle between two cells too, so only the saved file tells that all of them have run.
     for _ in range(120):
         page.wait_for_timeout(2_000)
@@ -75,7 +81,7 @@ def run_all(page: api.Page, address: str, name: str, path: Path) -> list[dict]:
         failed = any(output["output_type"] == "error" for cell in code for output in cell["outputs"])
         if failed or all(cell["execution_count"] for cell in code):
             break
-    return saved(path)
+    return code
 
 
 def choose(page: api.Page, menu: str, entry: str) -> None:
@@ -111,3 +117,48 @@ def saved(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             time.sleep(0.5)
     raise AssertionError(f"{path.name} is not a notebook any more")
+
+
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+LONG = """\
+from pathlib import Path
+import numpy as np
+from PIL import Image
+import tl_tutorial as tl
+for name, level in (("dark", 40), ("light", 200)):
+    Path("pictures", name).mkdir(parents=True)
+    for number in range(20):
+        noise = np.random.default_rng(number).integers(0, 50, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise + np.uint8(level)).save(f"pictures/{name}/{number}.png")
+""", """\
+clf = tl.fine_tune("pictures", arch="small_cnn", weights="none", size=32, epochs=100_000, patience=100_000,
+                   device="cpu", listeners=[lambda event: Path("begun").touch()])
+""", """\
+assert clf.interrupted and len(clf.history) < 100_000
+clf.save("kept.safetensors")
+tl.load("kept.safetensors").predict("pictures/dark/0.png")[0].label
+"""
+
+
+def test_interrupt_kernel_keeps_the_work(lab: tuple[str, Path]) -> None:
+    "The first Ctrl-C of a run, as a reader of the notebook sends it: the cell ends well, and the cells after it work."
+    address, folder = lab
+    cells = [{"cell_type": "code", "id": f"cell-{number}", "metadata": {}, "outputs": [], "execution_count": None, "source": source}
+             for number, source in enumerate(LONG)]
+    (folder / "long.ipynb").write_text(json.dumps({"cells": cells, "metadata": {"kernelspec": KERNEL}, "nbformat": 4, "nbformat_minor": 5}))
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.goto(f"{address}/lab/tree/long.ipynb?token={TOKEN}&reset", wait_until="load")
+        page.get_by_text("Python 3 (ipykernel) | Idle", exact=True).wait_for(timeout=120_000)
+        choose(page, "Run", "Run All Cells")
+        for _ in range(240):
+            page.wait_for_timeout(500)
+            if (folder / "begun").exists():
+                break
+        choose(page, "Kernel", "Interrupt Kernel")
+        code = saved_when_run(page, folder / "long.ipynb")
+        browser.close()
+    assert all(cell["execution_count"] for cell in code), "the kernel went on with the cells below"
+    assert not [output for cell in code for output in cell["outputs"] if output["output_type"] == "error"]
+    assert "".join(code[-1]["outputs"][-1]["data"]["text/plain"]) in ("'dark'", "'light'")
