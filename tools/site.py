@@ -135,7 +135,8 @@ def prepare(source: Path, name: str, target: Path, repository: str, branch: str)
             cell["source"] = address("".join(cell["source"]))
         for data in (output.get("data", {}) for output in cell.get("outputs", [])):
             if "text/markdown" in data:
-                data["text/markdown"] = address("".join(data["text/markdown"]))
+                # no line break within "0.72 ± 0.18"
+                data["text/markdown"] = address("".join(data["text/markdown"])).replace(" ± ", "\u00a0±\u00a0")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps({**book, "cells": cells}), encoding="utf-8")
 
