@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -159,6 +160,7 @@ def _demo(args: argparse.Namespace) -> int:
         late = lambda: asked() or time.monotonic() - began > 2 * spent
         scratch = fine_tune(folder, epochs=1000, seed=seed, weights="none", patience=1000, stop=late)
         if asked.signal:
+            tuned.save(out)
             return 128 + asked.signal
     _compared(tuned, scratch, folder, spent)
     print(f"saved {tuned.save(out)} ({out.stat().st_size / 1e6:.0f} MB: weights, classes, settings; no code)")
@@ -247,9 +249,9 @@ def main(
     except TLError as error:
         print(f"tl-tutorial: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error: # ours holds the signal's number; Python's own, from Ctrl-C, holds nothing
         print("tl-tutorial: stopped", file=sys.stderr)
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     except MemoryError:
         print("tl-tutorial: not enough memory; lower cache_mb or size in settings.ini, or give fewer pictures at once", file=sys.stderr)
         return 1

@@ -142,7 +142,7 @@ class StopSignals:
     def _handle(self, number: int, frame: Any) -> None:
         late, self.signal = self.at_once or bool(self.signal), number
         if late:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
 
     def __exit__(self, *_: Any) -> None:
         for number, old in self._old.items():

@@ -85,6 +85,13 @@ def test_stopped_before_there_is_anything_to_keep(number: signal.Signals, root: 
     assert threading.active_count() < 12
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_the_demo_stopped_early_tells_by_which_signal(number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    at(monkeypatch, material, "load_pixels", 1, number)
+    assert cli.main(["demo", "--out", "d.safetensors"]) == 128 + number
+    assert "stopped" in capsys.readouterr().err and not Path("d.safetensors").exists()
+
+
 @fault("G05 Ctrl-C while the cache is written")
 def test_ctrl_c_in_the_cache(fault: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "Pixels beyond the budget go to an unnamed file; after Ctrl-C nothing of it is left."
