@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,38 @@ def test_unknown_option_is_named(tmp_path: Path) -> None:
     (tmp_path / "nbdev.yml").write_text("project: {output-dir: _site}\n")
     (tmp_path / "index.md").write_text("# Home\n")
     assert any("tilte" in line for line in site.render(tmp_path, quarto=False)[1])
+
+
+STAND_IN = """#!{python}
+import sys
+from pathlib import Path
+from smalldocs.site import build
+assert sys.argv[1:] == ["render", "--no-execute"] and Path("_quarto.yml").is_file() and Path("nbdev.yml").is_file()
+build(Path.cwd(), quiet=True)
+print("WARN: a word of warning", file=sys.stderr)
+sys.exit({code})
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_the_way_to_quarto(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "What we hand to `quarto` and what we make of its answer. A stand-in answers here: the real program is run by the workflow on GitHub."
+    program = tmp_path / "bin" / "quarto"
+    program.parent.mkdir()
+    program.write_text(STAND_IN.format(python=sys.executable, code=code))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    work = tmp_path / "work"
+    work.mkdir()
+    site.copy_project(work)
+    staged = site.stage(work)
+    output, said = site.render(staged, quarto=True)
+    assert (output / "index.html").is_file() and said == ["WARN: a word of warning"]
+
+
+def test_without_quarto_its_absence_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["tools.site", str(tmp_path / "out"), "--quarto"])
+    with pytest.raises(SystemExit):
+        site.main()
+    assert "quarto is not on PATH: install it, or leave --quarto away" in capsys.readouterr().err and not (tmp_path / "out").exists()
