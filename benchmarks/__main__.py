@@ -123,8 +123,16 @@ def pipeline_against_decoding(rounds: int, jitter: float = 0.0, size: tuple[int,
                              v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.5,) * 3, (0.5,) * 3)])
         stored = np.stack([np.asarray(to_square(read_image(f), 256)) for f in files])
         cached = Batches(stored, np.zeros(count), 224, 32, how=replace(AUGMENTATIONS["full"], jitter=jitter))
-        decode = lambda: [change(Image.open(f).convert("RGB")) for f in files]
-        return compare(decode, lambda: [batch.images for batch in cached.epoch(1)], rounds)
+
+        def decode() -> None: # batches are used and dropped, as in training
+            for start in range(0, count, 32):
+                torch.stack([change(Image.open(f).convert("RGB")) for f in files[start:start + 32]])
+
+        def kept() -> None:
+            for batch in cached.epoch(1):
+                del batch
+
+        return compare(decode, kept, rounds)
 
 
 def start_of(command: str, rounds: int) -> dict[str, float]:

@@ -71,7 +71,8 @@ def _windows(numbers: np.ndarray, how: Augmentation, side: int) -> np.ndarray:
 def _crop(image: torch.Tensor, window: Sequence[int], size: int) -> torch.Tensor:
     "One window of an image [3, S, S], resized and perhaps mirrored, [1, 3, size, size]."
     top, bottom, left, right, mirror = window
-    part = F.interpolate(image[None, :, top:bottom, left:right], (size, size), mode="bilinear", antialias=True)
+    part = image[None, :, top:bottom, left:right].contiguous(memory_format=torch.channels_last) # colours side by side: twice as fast
+    part = F.interpolate(part, (size, size), mode="bilinear", antialias=True)
     return part.flip(-1) if mirror else part
 
 def _jitter(images: torch.Tensor, factors: torch.Tensor) -> None:
