@@ -98,6 +98,8 @@ def augment(
     views = crops.float().contiguous()
     if crops.dtype == torch.uint8:
         views.div_(255)
+    else: # rounding may carry a resized white past 1
+        views.clamp_(0, 1)
     if how.jitter:
         factors = torch.from_numpy(1 + how.jitter * (2 * numbers[:, 5:8] - 1)).to(views.device)
         at_once = 1 if views.device.type == "cpu" else len(views) # a CPU's cache holds one image
