@@ -127,7 +127,8 @@ class Evaluation:
         heads = row(["class", "precision", "recall", "F1", "AUC", "images"], "th")
         from tl_tutorial.figures import embedded
         picture = embedded(self.plot(), "confusion matrix") if len(self.classes) <= 30 else ""
-        return f"<p>{html.escape(repr(self).splitlines()[0])}</p><table>{heads}{body}</table><p>{html.escape(repr(self).splitlines()[-1])}</p>{picture}"
+        first, *_, last = (f"<p>{html.escape(line)}</p>" for line in repr(self).splitlines())
+        return f"{first}<table>{heads}{body}</table>{last}{picture}"
 
 # %% ../nbs/module/12_metrics.ipynb #b41f4dc4
 def _auc(scores: np.ndarray, positive: np.ndarray) -> float:
