@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -159,12 +161,44 @@ def shapes(
     return write_folder(images, labels, list(classes), folder or cache_home() / f"shapes-{name}")
 
 # %% ../nbs/module/04_datasets.ipynb #3a46a713
+_PUBLISHED = { # SHA-256 of the archives; torchvision itself compares MD5, which can be forged
+    "CIFAR10": {"cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"},
+    "FashionMNIST": {
+        "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    },
+}
+
+def _fetch_archives(name: str, place: Path) -> None:
+    "Download the archives that are not there, and check each before anything is unpacked or read."
+    from torchvision import datasets as known
+    kind = getattr(known, name)
+    base, folder = (kind.mirrors[0], place / name / "raw") if name == "FashionMNIST" else (kind.url.rpartition("/")[0] + "/", place)
+    for file, published in _PUBLISHED[name].items():
+        target = folder / file
+        if not target.is_file():
+            with redirect_stdout(sys.stderr): # stdout is for results
+                known.utils.download_url(base + file, str(folder))
+        with target.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != published:
+            raise DataError(f"{target} is not the published file: its SHA-256 is {found}, not {published}; delete it and try again")
+
 def _torchvision_set(name: str, root: str | Path | None, train: bool, download: bool) -> tuple[np.ndarray, Any, list[str]]:
     "Images, labels and class names of a torchvision data set."
     from torchvision import datasets as known
     place = Path(root) if root else cache_home()
+    kind = getattr(known, name)
     try:
-        found = getattr(known, name)(place, train=train, download=download)
+        try:
+            found = kind(place, train=train)
+        except RuntimeError: # it is not there
+            if not download:
+                raise
+            _fetch_archives(name, place)
+            found = kind(place, train=train, download=True) # unpacks what lies there
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{name} is not in {place} ({reason}); give root= a folder that holds it in "

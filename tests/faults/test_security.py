@@ -261,6 +261,42 @@ def test_a_fetched_file_is_checked_by_its_whole_sum_each_time(tmp_path: Path, mo
     assert f"checked by 8 of its 64 digits; its SHA-256 is {known}" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist"])
+def test_a_fetched_data_set_is_checked_before_it_is_unpacked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tl_tutorial import datasets
+
+    asked = []
+
+    def served(url: str, root: str, *_: object, **__: object) -> None:
+        asked.append(url)
+        Path(root).mkdir(parents=True, exist_ok=True)
+        Path(root, url.rsplit("/", 1)[-1]).write_bytes(b"forged")
+
+    def unpacked(*_: object, **__: object) -> None:
+        raise AssertionError("a forged archive was opened")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", served)
+    monkeypatch.setattr("torchvision.datasets.utils.extract_archive", unpacked)
+    forged = hashlib.sha256(b"forged").hexdigest()
+    for _ in range(2): # and what lies there already is checked as well
+        with pytest.raises(tl.DataError, match=f"gz is not the published file: its SHA-256 is {forged}, not .*delete it and try again"):
+            getattr(datasets, name)(tmp_path, download=True)
+    assert len(asked) == 1 and asked[0].startswith("http")
+    with pytest.raises(tl.DataError, match="download=True where there is a network"):
+        getattr(datasets, name)(tmp_path / "empty")
+
+
+def test_a_data_set_without_a_network_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tl_tutorial import datasets
+
+    def down(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", down)
+    with pytest.raises(tl.DataError, match=r"CIFAR10 is not in .*no network.*root= a folder that holds it"):
+        datasets.cifar10(tmp_path, download=True)
+
+
 def test_the_published_sums_belong_to_files_that_torchvision_names() -> None:
     from torchvision import models
 
