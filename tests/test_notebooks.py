@@ -63,3 +63,29 @@ def test_readme_names_the_two_commands() -> None:
     demo, test = (re.search(rf"<!-- command: {name} -->\n```bash\n(.+)\n```", text) for name in ("demo", "test"))
     assert demo and "tl-tutorial demo" in demo[1] and test and "python -m pytest" in test[1]
     assert "README.md" in (ROOT / ".ci/run").read_text()
+
+
+def test_at_full_a_chapter_reports_its_claims() -> None:
+    for path in NOTEBOOKS:
+        lines = [line for cell in code_cells(path) for line in cell["text"].splitlines()]
+        for line, below in zip(lines, [*lines[1:], ""], strict=True):
+            if line.startswith("full ="):
+                assert below.startswith("report_claims(full)"), f"{path.name}: write report_claims(full) below {line!r}"
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_an_assertion_stops_a_kernel_at_quick_and_reports_at_full(full: bool) -> None:
+    from nbclient import NotebookClient
+    from nbformat import v4
+
+    first = f"from tl_tutorial.claims import report_claims\nreport_claims({full})\nreport_claims({full})"
+    second = "low, high = 0.3, 0.25\nassert high > low + 0.1\nprint('the next table')"
+    third = "def check(x):\n    assert x > 0\ncheck(-1)"
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(text) for text in (first, second, third)])
+    NotebookClient(notebook, timeout=60, kernel_name="python3", allow_errors=True).execute()
+    said, inside = notebook.cells[1].outputs, notebook.cells[2].outputs
+    assert inside[0].ename == "AssertionError", "an assertion in a function stops at every scale"
+    if full:
+        assert said[0].text == "At this scale it does not hold that high > low + 0.1\n   the numbers: 0.25 0.4\nthe next table\n"
+    else:
+        assert said[0].ename == "AssertionError"
