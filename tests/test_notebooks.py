@@ -89,3 +89,19 @@ def test_an_assertion_stops_a_kernel_at_quick_and_reports_at_full(full: bool) ->
         assert said[0].text == "At this scale it does not hold that high > low + 0.1\n   the numbers: 0.25 0.4\nthe next table\n"
     else:
         assert said[0].ename == "AssertionError"
+
+
+def test_the_full_scale_page_speaks_of_chapters_that_have_one(tmp_path: Path) -> None:
+    from nbformat import v4
+
+    from tools import full
+
+    kept = json.loads(full.RESULTS.read_text())
+    assert {row["chapter"] for row in kept} <= set(full.chapters()) and len(kept) == len({row["chapter"] for row in kept})
+    cells = [v4.new_code_cell(text) for text in ("report_claims(full)", "def f():\n    assert 1\nassert a > b\nfor x in y:\n    assert x", "assert c")]
+    cells[1].outputs = [v4.new_output("stream", text=f"before\n{full.REPORT}a > b\n   the numbers: 1 2\nafter\n{full.REPORT}x\n")]
+    line = full.line("transfer/01_why", v4.new_notebook(cells=cells), 12.4)
+    assert line["claims"] == 3 and line["not held"] == ["a > b the numbers: 1 2", "x"] and line["seconds"] == 12
+    for seconds in (1, 2):
+        full.keep(line | {"seconds": seconds}, tmp_path / "kept.json")
+    assert [row["seconds"] for row in json.loads((tmp_path / "kept.json").read_text())] == [2]
