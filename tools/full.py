@@ -1,7 +1,8 @@
 """Run chapters at scale = full and keep what they found for the page nbs/reference/full_scale.ipynb.
 
-    python -m tools.full FOLDER                      every chapter that has a full scale; a GPU's hour or a CPU's night
+    python -m tools.full FOLDER                      every chapter that has a full scale; hours on a CPU
     python -m tools.full FOLDER transfer/01_why …    only these
+    python -m tools.full FOLDER --jobs 8             eight chapters at a time, each on one thread of the CPU
 
 The notebooks, run, are written into FOLDER. A line for each goes into nbs/reference/full_results.json and replaces an older
 line of that chapter. The chapters themselves, with their outputs at quick, are not touched.
@@ -12,10 +13,12 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import os
 import re
 import shutil
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +97,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the notebooks, run, are written here")
     parser.add_argument("chapters", nargs="*", help="such as transfer/01_why; all, if none is named")
-    asked = parser.parse_args()
+    parser.add_argument("--jobs", type=int, default=1, help="chapters that run at the same time")
+    asked = parser.parse_intermixed_args()
     known = chapters()
     if unknown := sorted(set(asked.chapters) - set(known)):
         parser.error(f"{', '.join(unknown)} has no full scale; these have: {', '.join(known)}")
-    for chapter in asked.chapters or known:
-        found = run(chapter, asked.folder)
-        keep(found)
-        print(f"{chapter}: {found['seconds']} s, {len(found['not held'])} of {found['claims']} claims do not hold{found.get('stopped', '')}", flush=True)
+    if asked.jobs > 1: # libraries beside PyTorch would each take all cores, and the chapters would get in one another's way
+        os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    with ThreadPoolExecutor(asked.jobs) as pool: # each chapter computes in a process of its own, its kernel
+        for done in as_completed([pool.submit(run, chapter, asked.folder) for chapter in asked.chapters or known]):
+            keep(found := done.result())
+            print(f"{found['chapter']}: {found['seconds']} s, {len(found['not held'])} of {found['claims']} claims do not hold "
+                  f"{found.get('stopped', '')}".rstrip(), flush=True)
 
 
 if __name__ == "__main__":
