@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from .checkpoints import read_file, write_file
 from .folder import Folder, find_images, scan
 from .metrics import Evaluation, evaluation, softmax
 from .pixels import ImageProblem, load_pixels, shown
-from .settings import DataError, ModelError, Settings, pick_device
+from .settings import DataError, ModelError, Settings, SettingsError, pick_device
 from .steps import predict_logits, quick_format
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class Classifier:
 
     def logits(self, things: Any, on_bad: str = "error") -> tuple[np.ndarray, list[Any], tuple[ImageProblem, ...]]:
         "Logits [N, C], the things that were read, and the problems with the others."
+        if on_bad not in ("error", "skip"):
+            raise SettingsError(f"on_bad={on_bad!r}: choose 'error' or 'skip'")
         listed = _listed(things)
         pixels = load_pixels(listed, -(-self.size * 8 // 7), self.settings.cache_mb, on_bad, self.settings.max_megapixels)
         if not len(pixels.kept):
@@ -117,7 +120,7 @@ class Classifier:
     def evaluate(
         self,
         folder: str | Path | Folder, # A labelled folder; of one with splits, `test` is taken, else `valid`
-        on_bad: str = "error", # "skip" leaves unreadable files out
+        on_bad: str = "error", # "skip" leaves unreadable files out and logs a warning for each
     ) -> Evaluation: # Accuracy with interval, per class, confusion, calibration
         "Judge the classifier on labelled pictures; classes are matched by name."
         found = folder if isinstance(folder, Folder) else scan(folder)
@@ -126,7 +129,9 @@ class Classifier:
         if unknown:
             raise DataError(f"{shown(found.root)}: class {shown(unknown[0])} is unknown to this classifier, which knows "
                             f"{', '.join(map(shown, self.classes))}; rename or remove that folder")
-        logits, read, _ = self.logits([item.path for item in items], on_bad)
+        logits, read, problems = self.logits([item.path for item in items], on_bad)
+        for problem in problems:
+            logging.getLogger("tl_tutorial").warning("left out: %s", problem)
         if not read:
             raise DataError(f"{shown(found.root)}: no image could be read; run tl-tutorial check")
         label = {item.path: self.classes.index(item.label) for item in items}
@@ -142,18 +147,21 @@ class Classifier:
         from tl_tutorial.figures import show_images
         if label is not None and label not in self.classes:
             raise DataError(f"class {shown(label)} is unknown; choose one of {', '.join(map(shown, self.classes))}")
-        picture = load_pixels(_listed(thing)[:1], self.size, max_megapixels=self.settings.max_megapixels).images
+        if len(listed := _listed(thing)) != 1:
+            raise DataError(f"{len(listed)} pictures were given; explain takes one")
+        picture = load_pixels(listed, self.size, max_megapixels=self.settings.max_megapixels).images
         images = torch.from_numpy(picture).permute(0, 3, 1, 2).float().div(255).to(self.device)
-        chosen = self.predict(picture)[0].label if label is None else label
+        chosen = self.predict(thing)[0].label if label is None else label
         heat = grad_cam(self.network, images, self.classes.index(chosen))[0].cpu().numpy()
         drawn = show_images([picture[0], overlay(picture[0], heat)], ["picture", f"evidence for {shown(chosen)}"], 2, 2.6)
         return replace(drawn, data={**drawn.data, "heat": heat, "label": chosen})
 
-    def plot(self) -> Drawn: # Loss over the epochs
+    def plot(self) -> Drawn: # Loss over the epochs; 0 is the start
         "Draw the losses over the epochs."
         from tl_tutorial.figures import curves
         names = {"train_loss": "training", "valid_loss": "validation"}
-        return curves({label: [row.get(name) for row in self.history] for name, label in names.items()}, "epoch", "loss")
+        rows = [row for row in self.history if row.get("stage") != "mean of epochs"] # that one is no epoch
+        return curves({label: [row.get(name) for row in rows] for name, label in names.items()}, "epoch", "loss")
 
     def save(self, path: str | Path) -> Path: # The file
         "Write one safetensors file with everything in it; `load` reads it back."

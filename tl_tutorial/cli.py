@@ -158,7 +158,9 @@ def _demo(args: argparse.Namespace) -> int:
             return 128 + asked.signal
         print("the same network from random weights, for the same time:", file=sys.stderr)
         late = lambda: asked() or time.monotonic() - began > 2 * spent
-        scratch = fine_tune(folder, epochs=1000, seed=seed, weights="none", patience=1000, stop=late)
+        slowest = max((row["seconds"] for row in tuned.history if row["stage"] == "fine-tune"), default=spent)
+        fitting = max(1, int(spent / slowest)) # so that its learning rate has risen and fallen when the time is over
+        scratch = fine_tune(folder, epochs=fitting, seed=seed, weights="none", patience=fitting, stop=late)
         if asked.signal:
             tuned.save(out)
             return 128 + asked.signal
@@ -245,7 +247,9 @@ def main(
     try:
         if getattr(args, "resume", False) and not args.checkpoint:
             raise SettingsError("--resume needs --checkpoint DIR, the folder in which the run's state was kept")
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush() # what cannot be written shall be noticed here, not when Python ends
+        return code
     except TLError as error:
         print(f"tl-tutorial: {error}", file=sys.stderr)
         return error.exit_code
@@ -259,5 +263,7 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"tl-tutorial: {error.filename or 'a file'}: {error.strerror or error}; check the path and the free space", file=sys.stderr)
+        print(f"tl-tutorial: {error.filename or 'the output'}: {error.strerror or error}; check the path and the free space", file=sys.stderr)
+        if error.filename is None: # or Python would try to write the rest once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

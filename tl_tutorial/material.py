@@ -19,7 +19,7 @@ from .batches import Batches, augmentation_for
 from .folder import Folder, Item, Problem, scan, split
 from .pixels import load_pixels, shown
 from .report import Report, check
-from .settings import DataError, ModelError, Settings
+from .settings import DataError, DeviceError, ModelError, Settings
 
 log = logging.getLogger("tl_tutorial")
 
@@ -44,6 +44,9 @@ class Material:
         "Training batches; `still` means fixed order and centre crop."
         how = None if still else augmentation_for(settings.augment, self.images)
         batch = settings.batch_size or int(np.clip(len(self.labels) // 12, 8, 32))
+        if not still and self.shard[1] > min(batch, len(self.labels)):
+            raise DeviceError(f"{self.shard[1]} processes cannot share batches of {min(batch, len(self.labels))} pictures; "
+                              "start fewer processes, or raise batch_size")
         return Batches(self.images, self.labels, self.size, 64 if still else batch, settings.seed, how, self.device,
                        (0, 1) if still else self.shard, self.names)
 
@@ -73,17 +76,21 @@ def refuse_or_skip(
     leaks = {"leak"} if settings.allow_leaks else set()
     stop = [problem for problem in errors if problem not in skip and problem.kind not in leaks]
     if stop:
-        more = f" (and {len(stop) - 1} more problems: run tl-tutorial check)" if len(stop) > 1 else ""
+        more = f" (and {len(stop) - 1} more: run tl-tutorial check)" if len(stop) > 1 else ""
         raise DataError(f"{stop[0]}{more}")
     for problem in skip:
         log.warning("left out: %s", problem)
-    return {name for problem in skip for name in _both(problem, report)}
+    return {problem.path for problem in skip} | (_disputed(report) if settings.on_bad == "skip" else set())
 
-def _both(problem: Problem, report: Report) -> set[str]:
-    "The file of a problem; for a picture with two labels, both files."
-    if problem.kind != "two labels":
-        return {problem.path}
-    return {problem.path} | {str(item.path) for item in report.folder.items if shown(item.path) in problem.why}
+def _disputed(report: Report) -> set[str]:
+    "Every file of a picture that has two labels, however often it is there."
+    path = {shown(item.path): str(item.path) for item in report.folder.items}
+    other = lambda problem: path.get(problem.why.removeprefix("the same picture as ").removesuffix(", of another class"), "")
+    pairs = [(problem.kind, {problem.path, other(problem)}) for problem in report.problems if problem.kind in ("two labels", "duplicate")]
+    found = {name for kind, pair in pairs for name in pair if kind == "two labels"}
+    while more := {name for _, pair in pairs if pair & found for name in pair} - found: # equal files in a chain
+        found |= more
+    return found
 
 # %% ../nbs/module/16_material.ipynb #b6f9f9e1
 def pick_size(
@@ -94,7 +101,7 @@ def pick_size(
     "The side of the training images."
     if settings.size:
         if settings.size < preprocess.least:
-            raise ModelError(f"size={settings.size}: {settings.arch} needs at least {preprocess.least} pixels; raise size")
+            raise ModelError(f"size={settings.size}: this network needs at least {preprocess.least} pixels; raise size")
         return settings.size
     lowest = 96 if preprocess.size >= 128 else 32
     return int(np.clip(32 * round(short_side / 32), max(lowest, preprocess.least), max(preprocess.size, preprocess.least)))
@@ -110,6 +117,8 @@ def merged(
         return first
     second = valid if isinstance(valid, Folder) else scan(valid)
     mine = [Item(i.path, i.label, "train") for i in first.items if i.split in ("", "train")]
+    if first.items and not mine:
+        raise DataError(f"{shown(first.root)}: no training pictures, only valid/ or test/; give the folder that holds train/ or the classes")
     theirs = [Item(i.path, i.label, "valid") for i in second.items]
     return Folder(first.root, tuple(sorted({i.label for i in mine}, key=first.classes.index)), (*mine, *theirs),
                   first.problems + second.problems)
@@ -135,6 +144,9 @@ def gather(
     classes = tuple(name for name in found.classes if any(item.label == name for item in train))
     if len(classes) < 2:
         raise DataError(f"{shown(found.root)}: after leaving out bad files fewer than two classes have images; add images")
+    if alone := sorted({item.label for item in aside} - set(classes)):
+        raise DataError(f"{shown(found.root)}: class {shown(alone[0])} has validation pictures, but no training picture that could be read; "
+                        "add some, or remove the class")
     side = pick_size(settings, report.sizes[1], preprocess)
     stored = -(-side * 8 // 7) # a little larger than the crop, as 256 is to 224
     total, budget = len(train) + len(aside), settings.cache_mb

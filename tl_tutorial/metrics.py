@@ -27,6 +27,8 @@ def wilson(
     z: float = 1.959964, # Normal quantile; the default gives 95 %
 ) -> tuple[float, float]: # Low and high end, in 0..1
     "Wilson's score interval for a share (Wilson 1927)."
+    if not 0 <= right <= total:
+        raise ValueError(f"{right} right of {total}: give a count between 0 and the total")
     if total == 0:
         return 0.0, 1.0
     share, shrink = right / total, 1 + z**2 / total
@@ -117,7 +119,8 @@ class Evaluation:
         width = max(5, *(len(shown(name)) for name in self.classes))
         names = ["class", "precision", "recall", "f1", "auc", "images"]
         lines = ["  ".join([row[0].ljust(width), *(cell.rjust(9) for cell in row[1:])]) for row in [names, *self._rows()]]
-        foot = f"macro F1 {self.macro['f1']:.3f}, ROC-AUC {self.auc:.3f}, calibration error {self.ece:.3f}"
+        auc = f"{self.auc:.3f}" if np.isfinite(self.auc) else "–"
+        foot = f"macro F1 {self.macro['f1']:.3f}, ROC-AUC {auc}, calibration error {self.ece:.3f}"
         return "\n".join([head, *lines, foot])
 
     def _repr_html_(self) -> str: # Names are escaped
@@ -144,7 +147,10 @@ def evaluation(
     "Judge probabilities against labels."
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
-    if len(labels) and not (labels.min() >= 0 and labels.max() < len(classes)):
+    if probabilities.shape != (len(labels), len(classes)) or not len(labels):
+        raise ValueError(f"probabilities of shape {probabilities.shape} for {len(labels)} labels and {len(classes)} classes; "
+                         "give one row for each label and one column for each class")
+    if not (labels.min() >= 0 and labels.max() < len(classes)):
         raise ValueError(f"labels from {labels.min()} to {labels.max()}, but {len(classes)} classes; number them from 0")
     if not np.isfinite(probabilities).all():
         raise ValueError("the probabilities hold NaN or infinity; the model is damaged or diverged in training")

@@ -22,7 +22,7 @@ from .batches import Batches
 from .folder import Item
 from .freezing import freeze, freeze_statistics
 from .material import Material
-from .settings import Settings
+from .settings import Settings, TrainingError
 from .steps import Run, balance, half_precision, in_parts, losses, quick_format
 from .training import Listener, Outcome, fit
 
@@ -155,12 +155,17 @@ def find_rate(
     shares = [group["peak"] for group in run.optimizer.param_groups]
     rates, smooth, mean = [], [], 0.0
     for step in range(steps):
-        rate = low * (high / low) ** (step / (steps - 1))
+        rate = low * (high / low) ** (step / max(1, steps - 1))
         for group, share in zip(run.optimizer.param_groups, shares, strict=True):
             group["peak"] = rate * share
         epoch, place = divmod(step, len(batches))
         run.step = 0 # the schedule stays at its peak
-        loss = run.learn(next(batches.epoch(epoch, place)))
+        try:
+            loss = run.learn(next(batches.epoch(epoch, place)))
+        except TrainingError: # this rate is far too high; what the lower ones showed stands
+            if not rates:
+                raise
+            break
         mean = 0.8 * mean + 0.2 * loss
         rates.append(rate)
         smooth.append(mean / (1 - 0.8 ** (step + 1)))

@@ -69,7 +69,7 @@ def half_precision(
     settings: Settings, # amp = false switches it off
 ) -> Any: # A context manager
     "Autocast to bfloat16 on GPUs that have it; a CPU without it would be several times slower."
-    able = device.type == "cuda" and settings.amp and torch.cuda.is_bf16_supported()
+    able = device.type == "cuda" and settings.amp and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=able)
 
 TOO_SMALL = "out of memory even with one image at a time; choose a smaller size, a smaller network, or device='cpu'"
@@ -114,7 +114,7 @@ def seeded(
     step: int, # The step about to be done
     device: torch.device, # Whose random numbers are seeded
 ) -> Iterator[None]: # Use as `with seeded(…):`
-    "Inside, PyTorch's random numbers (dropout) depend on (seed, step) only; outside, nothing changed."
+    "Inside, PyTorch's random numbers (dropout) depend on (seed, step) only; outside, those of the CPU and of this device are as before."
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((seed * 1_000_003 + step) % 2**63)
         yield
@@ -123,7 +123,7 @@ def check_labels(
     batches: Batches, # Images with labels
     classes: int, # C
 ) -> None: # Raises DataError
-    "Every label must be the number of a class; PyTorch passes over -100 in silence and ends the process at others."
+    "Every label must be the number of a class; PyTorch passes over -100 in silence, and another number ends all work on a GPU."
     wrong = np.flatnonzero((batches.labels < 0) | (batches.labels >= classes))
     if len(wrong):
         first = int(wrong[0])

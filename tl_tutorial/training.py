@@ -35,7 +35,7 @@ class Event:
     kind: str # "step", "epoch" or "end"
     step: int # Steps done so far
     epoch: int # Epochs done so far
-    row: dict[str, Any] = field(default_factory=dict) # The epoch's row of the history; at a step, loss and rate
+    row: dict[str, Any] = field(default_factory=dict) # The epoch's row of the history; at a step, the loss
 
 class Listener(Protocol):
     "Anything that can be called with an event."
