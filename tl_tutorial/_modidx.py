@@ -318,6 +318,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'tl_tutorial.report._inspect': ('module/report.html#_inspect', 'tl_tutorial/report.py'),
                                     'tl_tutorial.report._near': ('module/report.html#_near', 'tl_tutorial/report.py'),
                                     'tl_tutorial.report._oddity': ('module/report.html#_oddity', 'tl_tutorial/report.py'),
+                                    'tl_tutorial.report._place': ('module/report.html#_place', 'tl_tutorial/report.py'),
                                     'tl_tutorial.report._twins': ('module/report.html#_twins', 'tl_tutorial/report.py'),
                                     'tl_tutorial.report.check': ('module/report.html#check', 'tl_tutorial/report.py')},
             'tl_tutorial.settings': { 'tl_tutorial.settings.DataError': ('module/settings.html#dataerror', 'tl_tutorial/settings.py'),

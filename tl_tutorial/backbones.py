@@ -169,6 +169,8 @@ def _torchvision(arch: str, weights: str) -> tuple[nn.Module, Preprocess]:
         near = ", ".join(name for name in names if name[:4] == arch[:4]) or "resnet18, resnet50, mobilenet_v3_small, convnext_tiny"
         raise ModelError(f"there is no network called {arch!r}; try efficientnet_lite0, small_cnn, {near}, or timm:NAME")
     known = models.get_model_weights(arch)
+    if weights not in ("default", "none", *known.__members__) and not Path(weights).is_file():
+        raise ModelError(f"{arch} has no weights called {weights!r}; choose default, none, {', '.join(known.__members__)}, or a local file")
     pick = None if weights == "none" else known.DEFAULT if weights == "default" or Path(weights).is_file() else known[weights]
     extra = {"init_weights": False} if arch in ("inception_v3", "googlenet") else {}
     model = models.get_model(arch, weights=None, **({"aux_logits": True, **extra} if extra else {}))
@@ -180,8 +182,9 @@ def _torchvision(arch: str, weights: str) -> tuple[nn.Module, Preprocess]:
             setattr(model, name, None)
             model.aux_logits = False
     recipe = pick.transforms() if pick else known.DEFAULT.transforms()
-    least = 75 if arch == "inception_v3" else 64 if arch in ("alexnet", "densenet121") else 32
-    return model, Preprocess(tuple(recipe.mean), tuple(recipe.std), recipe.crop_size[0], least)
+    natural = recipe.crop_size[0]
+    least = 75 if arch == "inception_v3" else 64 if arch in ("alexnet", "densenet121") else natural if arch.startswith(("vit", "maxvit")) else 32
+    return model, Preprocess(tuple(recipe.mean), tuple(recipe.std), natural, least)
 
 def _read_state(file: Path) -> dict[str, torch.Tensor]:
     "Tensors from a weights file: safetensors, or a PyTorch file read without running code from it."
@@ -212,15 +215,19 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor], weights: str, arch: 
 
 def _timm(name: str, weights: str) -> tuple[nn.Module, int, Preprocess]:
     "A timm network without its head."
+    if weights not in ("default", "none") and not Path(weights).is_file():
+        raise ModelError(f"timm:{name} has no weights called {weights!r}; choose default, none, or a local file")
     import timm
     body = timm.create_model(name, pretrained=weights == "default", num_classes=0)
     if Path(weights).is_file():
         missing, _ = body.load_state_dict(_read_state(Path(weights)), strict=False) # the file may hold a head
         if missing:
-            raise ModelError(f"{weights}: not the weights of {name} ({len(missing)} tensors missing, e.g. {missing[0]})")
+            raise ModelError(f"{shown(weights)}: not the weights of {name} ({len(missing)} tensors missing, e.g. {missing[0]}); "
+                             "give the file that belongs to it")
     recipe = timm.data.resolve_model_data_config(body)
-    return body, int(body.num_features), Preprocess(  # type: ignore[arg-type]
-        tuple(recipe["mean"]), tuple(recipe["std"]), recipe["input_size"][-1])
+    side = recipe["input_size"][-1]
+    least = side if body.pretrained_cfg.get("fixed_input_size") else Preprocess().least  # type: ignore[operator,union-attr]
+    return body, int(body.num_features), Preprocess(tuple(recipe["mean"]), tuple(recipe["std"]), side, least)  # type: ignore[arg-type]
 
 # %% ../nbs/module/10_backbones.ipynb #418688dc
 def _body(arch: str, weights: str) -> tuple[nn.Module, int, Preprocess]:
@@ -228,10 +235,14 @@ def _body(arch: str, weights: str) -> tuple[nn.Module, int, Preprocess]:
     if arch == "efficientnet_lite0":
         if weights == "none":
             return EfficientNetLite0(0), 1280, Preprocess()
+        if weights != "default" and not Path(weights).is_file():
+            raise ModelError(f"efficientnet_lite0 has no weights called {weights!r}; choose default, none, or a local file")
         network = load_lite0(None if weights == "default" else weights)
         network.classifier = nn.Identity()
         return network, 1280, Preprocess()
     if arch == "small_cnn":
+        if weights not in ("default", "none"):
+            raise ModelError(f"weights={weights!r}: small_cnn always starts at random; leave weights out, or load them into a module of your own")
         return small_cnn(), 256, Preprocess(size=64, least=8)
     if arch.startswith("timm:"):
         return _timm(arch[5:], weights)
@@ -249,6 +260,8 @@ def create(
     with torch.random.fork_rng(), _explained(str(arch) if isinstance(arch, str) else type(arch).__name__):
         torch.manual_seed(seed)
         if isinstance(arch, nn.Module):
+            if weights not in ("default", "none"):
+                raise ModelError(f"weights={weights!r}: a module of your own comes with its weights; load them into it first")
             body = copy.deepcopy(arch) # the caller's module stays as it is
             return Network(body, replace_head(body), classes, preprocess or Preprocess())
         named = "/" in weights or weights.endswith((".pth", ".pt", ".safetensors"))

@@ -144,9 +144,10 @@ class Batches:
         return torch.from_numpy(np.ascontiguousarray(self.images)).to(self.device)
 
     def __len__(self) -> int: # Steps per epoch
-        "Number of batches in an epoch; a last batch of one image joins the batch before it."
+        "Number of batches in an epoch; a last batch of one image, or without one for each process, joins the batch before it."
         full, rest = divmod(len(self.labels), self.batch_size)
-        return full + (rest > (1 if full and self.how else 0))
+        least = max(2 if self.how else 1, self.shard[1]) if full else 1
+        return full + (rest >= least)
 
     def order(self, epoch: int) -> np.ndarray: # Image indices [N]
         "The order of the images in an epoch."

@@ -23,7 +23,7 @@ from .checkpoints import read_file, write_file
 from .folder import Folder, find_images, scan
 from .metrics import Evaluation, evaluation, softmax
 from .pixels import ImageProblem, load_pixels, shown
-from .settings import DataError, ModelError, Settings, SettingsError, pick_device
+from .settings import DataError, ModelError, Settings, pick_device
 from .steps import predict_logits, quick_format
 
 if TYPE_CHECKING:
@@ -93,8 +93,6 @@ class Classifier:
 
     def logits(self, things: Any, on_bad: str = "error") -> tuple[np.ndarray, list[Any], tuple[ImageProblem, ...]]:
         "Logits [N, C], the things that were read, and the problems with the others."
-        if on_bad not in ("error", "skip"):
-            raise SettingsError(f"on_bad={on_bad!r}: choose 'error' or 'skip'")
         listed = _listed(things)
         pixels = load_pixels(listed, -(-self.size * 8 // 7), self.settings.cache_mb, on_bad, self.settings.max_megapixels)
         if not len(pixels.kept):

@@ -158,8 +158,8 @@ def _demo(args: argparse.Namespace) -> int:
             return 128 + asked.signal
         print("the same network from random weights, for the same time:", file=sys.stderr)
         late = lambda: asked() or time.monotonic() - began > 2 * spent
-        slowest = max((row["seconds"] for row in tuned.history if row["stage"] == "fine-tune"), default=spent)
-        fitting = max(1, int(spent / slowest)) # so that its learning rate has risen and fallen when the time is over
+        each = [row["seconds"] for row in tuned.history if row["stage"] == "fine-tune"] or [spent]
+        fitting = max(1, int(spent / (sum(each) / len(each)))) # so that its learning rate has risen and fallen when the time is over
         scratch = fine_tune(folder, epochs=fitting, seed=seed, weights="none", patience=fitting, stop=late)
         if asked.signal:
             tuned.save(out)

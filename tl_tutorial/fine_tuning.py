@@ -43,7 +43,8 @@ def _group(device: torch.device) -> tuple[torch.device, tuple[int, int]]:
         try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         except ValueError as error: # a variable that torchrun sets is missing
-            raise DeviceError(f"WORLD_SIZE={world} asks for several processes, but {str(error)[:100]}; start with torchrun, or unset WORLD_SIZE") from None
+            raise DeviceError(f"WORLD_SIZE={world} asks for several processes, but {str(error)[:100]}; "
+                              "start with torchrun, or unset WORLD_SIZE") from None
     return device, (dist.get_rank(), world)
 
 def fine_tune(

@@ -134,9 +134,16 @@ def scan(
         raise DataError(f"{shown(root)}: there is no such folder; check the path")
     if not os.path.isdir(root):
         raise DataError(f"{shown(root)}: not a folder; give the folder that holds one folder per class")
-    parts = {entry.name: SPLITS.get(entry.name.lower(), "") for entry in _entries(root) if os.path.isdir(entry.path)}
+    entries = _entries(root)
+    parts = {entry.name: SPLITS.get(entry.name.lower(), "") for entry in entries if entry.is_dir(follow_symlinks=False)}
     real = root.resolve()
+    if not all(parts.values()) and len({split for split in parts.values() if split}) > 1:
+        extra = next(name for name, split in parts.items() if not split)
+        problems.append(Problem(str(root / extra), "mixed", f"stands beside folders that are named like splits; {shown(extra)} and they are "
+                                "all taken as classes", "move it away if train and test are meant as splits", "warning"))
     if parts and all(parts.values()):
+        problems += [Problem(entry.path, "link", "a link in the place of a split is not followed", "put the folder itself there")
+                     for entry in entries if entry.is_symlink() and entry.name.lower() in SPLITS]
         found = {name: _class_folders(root / name, split, real, problems) for name, split in parts.items()}
         problems += [Problem(str(root / name), "empty split", f"{shown(name)} has no image", "add images or remove the folder")
                      for name, inside in found.items() if not inside]

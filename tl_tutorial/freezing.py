@@ -19,8 +19,11 @@ __all__ = ['freeze', 'unfreeze', 'freeze_statistics', 'snapshot', 'check_frozen'
 
 # %% ../nbs/module/11_freezing.ipynb #aeb63cf1
 def _pinned(module: nn.Module, mode: bool = True) -> nn.Module:
-    "Stands in for `module.train`: stay in eval mode, whatever is asked."
-    return nn.Module.train(module, False)
+    "Stands in for `module.train`: stay in eval mode, whatever is asked; the parts inside are asked for themselves."
+    module.training = False
+    for child in module.children():
+        child.train(mode)
+    return module
 
 def _pin(module: nn.Module) -> None:
     module.train = partial(_pinned, module)  # type: ignore[method-assign]
@@ -82,4 +85,9 @@ def parameter_groups(
                                    ("biases and norms", [p for p in learning if p.ndim <= 1], 0.0)):
             if chosen and rate > 0:
                 groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": pull, "name": f"{number} {name}"})
+    known = {id(p) for part in parts for p in part.parameters()} # a transformer's tokens belong to no part: they learn like the first one
+    loose = [p for p in network.body.parameters() if p.requires_grad and id(p) not in known]
+    first = lr * decay_rate ** max(0, len(parts) - 2)
+    if loose and first > 0 and any(p.requires_grad for p in parts[0].parameters()):
+        groups.append({"params": loose, "lr": first, "peak": first, "weight_decay": 0.0, "name": "0 tokens"})
     return groups

@@ -16,7 +16,7 @@ import numpy as np
 
 from .backbones import Preprocess
 from .batches import Batches, augmentation_for
-from .folder import Folder, Item, Problem, scan, split
+from .folder import Folder, Item, scan, split
 from .pixels import load_pixels, shown
 from .report import Report, check
 from .settings import DataError, DeviceError, ModelError, Settings

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from .settings import DataError
+from .settings import DataError, SettingsError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -58,6 +58,8 @@ def _opened(path: Path, max_megapixels: float) -> Image.Image:
         image = Image.open(path, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageProblem(path, "too large", f"more than {max_megapixels:g} million pixels", "make it smaller") from None
+    except FileNotFoundError:
+        raise ImageProblem(path, "unreadable", "there is no such file", "check the path") from None
     except PermissionError:
         raise ImageProblem(path, "unreadable", "permission to read is missing", "change the file's permissions") from None
     except ImageProblem:
@@ -191,6 +193,8 @@ def load_pixels(
     progress: bool = False, # Show a bar on stderr
 ) -> Pixels: # The squares, which paths they are, and what was left out
     "Decode every image once into an array of squares."
+    if on_bad not in ("error", "skip"):
+        raise SettingsError(f"on_bad={on_bad!r}: choose 'error' or 'skip'")
     store = _storage((len(paths), side, side, 3), budget_mb)
     def work(path: Any) -> np.ndarray | ImageProblem:
         try:

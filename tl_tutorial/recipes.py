@@ -153,7 +153,9 @@ def find_rate(
     run = Run(copy.deepcopy(network).train(), batches, settings, 1, 1.0)
     run.total = 1
     shares = [group["peak"] for group in run.optimizer.param_groups]
-    rates, smooth, mean = [], [], 0.0
+    rates: list[float] = []
+    smooth: list[float] = []
+    mean = 0.0
     for step in range(steps):
         rate = low * (high / low) ** (step / max(1, steps - 1))
         for group, share in zip(run.optimizer.param_groups, shares, strict=True):

@@ -66,15 +66,16 @@ def _twins(facts: Sequence[_Facts]) -> Iterable[Problem]:
     "Equal files: across splits, under two labels, or simply twice."
     groups = defaultdict(list)
     for fact in facts:
-        groups[fact.digest].append(fact.item)
+        if not (fact.problem and fact.problem.kind == "empty"): # files without content are no twins
+            groups[fact.digest].append(fact.item)
     for items in groups.values():
         for one, two in pairwise(items):
-            if one.split != two.split:
-                yield Problem(str(two.path), "leak", f"the same picture as {shown(one.path)} in another split",
-                              "remove one of them, or allow it with allow_leaks = true in settings.ini")
-            elif one.label != two.label:
+            if one.label != two.label:
                 yield Problem(str(two.path), "two labels", f"the same picture as {shown(one.path)}, of another class",
                               "remove the wrong one, or leave both out with on_bad='skip'")
+            elif one.split != two.split:
+                yield Problem(str(two.path), "leak", f"the same picture as {shown(one.path)} in another split",
+                              "remove one of them, or allow it with allow_leaks = true in settings.ini")
             else:
                 yield Problem(str(two.path), "duplicate", f"the same picture as {shown(one.path)}", "remove one", "warning")
 
@@ -94,6 +95,11 @@ def _near(facts: Sequence[_Facts], limit: int = 20_000) -> Iterable[Problem]:
                               "look at both, keep one", "warning")
 
 # %% ../nbs/module/07_report.ipynb #fc5c45c3
+def _place(folder: Folder, split: str) -> Path:
+    "The folder of a split, as it is named on the disk (val, Train, …)."
+    some = next(item.path for item in folder.items if item.split == split)
+    return next((path for path in some.parents if path.parent == folder.root), folder.root) if split else folder.root
+
 def _class_problems(folder: Folder, splits: dict[str, Counter[str]]) -> Iterable[Problem]:
     "What is wrong with the classes as a whole."
     root = str(folder.root)
@@ -102,10 +108,10 @@ def _class_problems(folder: Folder, splits: dict[str, Counter[str]]) -> Iterable
     train = splits.get("train") or splits.get("") or Counter()
     for name, counts in splits.items():
         for label in sorted(set(counts) - set(train)):
-            yield Problem(f"{root}/{name}/{label}", "unknown class", f"{name} has class {shown(label)}, train has not",
+            yield Problem(str(_place(folder, name) / label), "unknown class", f"{name} has class {shown(label)}, train has not",
                           "add it to train, or remove it there")
         for label in sorted(set(train) - set(counts)):
-            yield Problem(f"{root}/{name}/{label}", "missing class", f"{name} has no image of class {shown(label)}",
+            yield Problem(str(_place(folder, name) / label), "missing class", f"{name} has no image of class {shown(label)}",
                           f"add images of it to {name}", "warning")
     if train and max(train.values()) > 10 * min(train.values()):
         small, large = min(train, key=train.get), max(train, key=train.get)  # type: ignore[arg-type]
@@ -157,7 +163,7 @@ class Report:
         bad = {problem.path for problem in self.problems if problem.severity == "error"}
         first = {i.label: i.path for i in reversed(self.folder.items) if str(i.path) not in bad}
         shown_classes = [name for name in self.classes if name in first][:12]
-        return show_images([to_square(read_image(first[name]), 112) for name in shown_classes], list(map(shown, shown_classes)))
+        return show_images([to_square(read_image(first[name], float("inf")), 112) for name in shown_classes], list(map(shown, shown_classes)))
 
     def __repr__(self) -> str:
         names = list(self.splits)

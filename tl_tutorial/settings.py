@@ -109,7 +109,8 @@ def _checked(name: str, value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         inside = (low is None or value >= low) and (high is None or value <= high) and abs(value) != float("inf")
         if not inside:
-            raise SettingsError(f"{name} = {value!r}: {limits['meaning']}; it must lie between {low} and {high}")
+            allowed = f"it must lie between {low} and {high}" if high is not None else f"it must be a finite number, {low} or more"
+            raise SettingsError(f"{name} = {value!r}: {limits['meaning']}; {allowed}")
     return value
 
 # %% ../nbs/module/01_settings.ipynb #e77b757f
@@ -138,9 +139,11 @@ def read_file(
     file, found = Path(file), {}
     known = {knob.name: knob.metadata["section"] for knob in fields(Settings)}
     for section, values in _parsed(file).items():
+        if section not in {"DEFAULT", *known.values()}:
+            raise SettingsError(f"{file}: unknown section [{section}]; there are {', '.join(dict.fromkeys(known.values()))}")
         for key, text in values.items():
             if known.get(key) != section:
-                keys = ", ".join(k for k, s in known.items() if s == section) or "no keys: no such section"
+                keys = ", ".join(k for k, s in known.items() if s == section) or "no keys of its own: name a section first"
                 raise SettingsError(f"{file}: unknown setting [{section}] {key}; this section has {keys}")
             found[key] = text
     return found

@@ -62,7 +62,7 @@ def test_no_bfloat16(fault: str, root: Path, monkeypatch: pytest.MonkeyPatch) ->
     "Mixed precision stays off, also when it is asked for; on the CPU it changes no bit."
     from tl_tutorial.steps import half_precision
 
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     with half_precision(torch.device("cuda"), tl.Settings(amp=True)):
         assert not torch.is_autocast_enabled("cuda")
     one, two = (fingerprint(tl.fine_tune(root, epochs=1, amp=amp, device="cpu", **SMALL)) for amp in (True, False))
