@@ -147,7 +147,9 @@ class Classifier:
             raise DataError(f"class {shown(label)} is unknown; choose one of {', '.join(map(shown, self.classes))}")
         if len(listed := _listed(thing)) != 1:
             raise DataError(f"{len(listed)} pictures were given; explain takes one")
-        picture = load_pixels(listed, self.size, max_megapixels=self.settings.max_megapixels).images
+        stored = -(-self.size * 8 // 7) # the same centre as in predict
+        middle = slice((stored - self.size) // 2, (stored - self.size) // 2 + self.size)
+        picture = load_pixels(listed, stored, max_megapixels=self.settings.max_megapixels).images[:, middle, middle]
         images = torch.from_numpy(picture).permute(0, 3, 1, 2).float().div(255).to(self.device)
         chosen = self.predict(thing)[0].label if label is None else label
         heat = grad_cam(self.network, images, self.classes.index(chosen))[0].cpu().numpy()
