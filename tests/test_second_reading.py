@@ -255,3 +255,78 @@ def test_bfloat16_is_taken_only_where_the_gpu_has_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "autocast", lambda kind, dtype, enabled: enabled)
     assert half_precision(torch.device("cuda"), tl.Settings()) is False and asked == [False]
 
+
+
+def test_a_softmax_behind_the_old_head_goes_with_it() -> None:
+    inner = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    whole = torch.nn.Sequential(inner, torch.nn.Linear(8, 5), torch.nn.Softmax(1))
+    network = tl.create(whole, 3)
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(network.features(x), inner((x - 0.5) / 0.5))
+    assert isinstance(whole[2], torch.nn.Softmax) # the caller's module stays as it is
+
+
+def test_one_number_per_channel_is_not_pulled_to_zero() -> None:
+    network = tl.create("convnext_tiny", 3, "none")
+    scales = {id(p) for name, p in network.named_parameters() if name.endswith("layer_scale")}
+    assert len(scales) == 18
+    for group in parameter_groups(network, 1.0):
+        assert not group["weight_decay"] or not scales & {id(p) for p in group["params"]}
+
+
+def test_equal_files_stay_in_one_fold(tmp_path: Path) -> None:
+    from tl_tutorial.folder import Item
+    from tl_tutorial.recipes import cross_validate
+    items = []
+    for label in "ab":
+        for number in range(12):
+            path = tmp_path / f"{label}{number}.png"
+            path.write_bytes(f"{label}{number // 2}".encode()) # two of each
+            items.append(Item(path, label, ""))
+    parts: list[tuple[list[Item], list[Item]]] = []
+    assert len(cross_validate(items, lambda train, test: float(parts.append((train, test)) or 0), folds=3)) == 3
+    for train, test in parts:
+        assert not {item.path.read_bytes() for item in train} & {item.path.read_bytes() for item in test}
+        assert len(train) + len(test) == len(items)
+    assert sorted(item.path for _, test in parts for item in test) == sorted(item.path for item in items)
+
+
+def test_a_state_is_not_taken_for_another_module(tmp_path: Path) -> None:
+    def own(width: int) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Conv2d(3, width, 3, 4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(width, 3))
+
+    photos = tl.datasets.shapes(tmp_path / "photos", ("circle", "triangle"), per_class=8, size=32)
+    tl.fine_tune(photos, checkpoint=tmp_path / "run", **QUICK | {"arch": own(8)})
+    with pytest.raises(tl.ModelError, match="belongs to other pictures or settings"):
+        tl.fine_tune(photos, checkpoint=tmp_path / "run", resume=True, **QUICK | {"arch": own(9)})
+
+
+def test_a_cut_off_image_object_is_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
+    with pytest.raises(tl.DataError, match=r"cut\.png: damaged or cut off"):
+        load_pixels([Image.open(tmp_path / "cut.png")], 32)
+    with pytest.raises(tl.DataError, match="5 channels"):
+        load_pixels([np.zeros((8, 8, 5), np.uint8)], 32)
+
+
+def test_a_transparent_grey_of_16_bits_becomes_white(tmp_path: Path) -> None:
+    grey = np.full((32, 32), 30000, np.uint16)
+    grey[:16] = 0
+    Image.fromarray(grey).save(tmp_path / "grey.png", transparency=0)
+    found = load_pixels([tmp_path / "grey.png"], 32).images[0]
+    assert (found[:14] == 255).all() and (found[18:] == round(30000 / 257)).all()
+
+
+def test_an_unfinished_draft_leaves_nothing(tmp_path: Path) -> None:
+    from tl_tutorial.datasets import write_folder
+    with pytest.raises(IndexError):
+        write_folder(np.zeros((2, 8, 8), np.uint8), [0, 7], ["a"], tmp_path / "photos")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dollar_signs_in_legends() -> None:
+    from tl_tutorial.figures import curves, intervals
+    assert curves({"$5 or $6": [1, 2]})._repr_png_()[:4] == b"\x89PNG"
+    assert curves({r"$\frac$": [1, 2]})._repr_png_() and intervals({r"$\frac$": (0.5, 0.4, 0.6)})._repr_png_()

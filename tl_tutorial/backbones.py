@@ -74,14 +74,17 @@ class Network(nn.Module):
 def replace_head(
     module: nn.Module, # A classification network; changed in place
 ) -> int: # Length of the features that now come out
-    "Exchange the last linear layer (SqueezeNet: the last convolution of its classifier) for an Identity."
-    linear = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    "Exchange the last linear layer (SqueezeNet: the last convolution of its classifier), and a softmax after it, for an Identity."
+    parts = list(module.named_modules())
+    linear = [place for place, (_, part) in enumerate(parts) if isinstance(part, nn.Linear)]
     if linear:
-        name, last = linear[-1]
-        parent, _, attribute = name.rpartition(".")
+        name, last = parts[linear[-1]]
         if not name:
             raise ModelError("the network is a single linear layer; there is no body to keep")
-        setattr(module.get_submodule(parent), attribute, nn.Identity())
+        after = [found for found, part in parts[linear[-1]:] if isinstance(part, nn.Softmax | nn.LogSoftmax)]
+        for each in (name, *after): # what turned the old logits into probabilities belongs to the old head
+            parent, _, attribute = each.rpartition(".")
+            setattr(module.get_submodule(parent), attribute, nn.Identity())
         return last.in_features
     ends = module.get_submodule("classifier").modules() if hasattr(module, "classifier") else ()
     convolutions = [part for part in ends if isinstance(part, nn.Conv2d)]

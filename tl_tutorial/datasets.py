@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Sequence
@@ -39,15 +40,19 @@ def write_folder(
     folder = Path(folder)
     if folder.exists():
         return folder
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    for name in classes:
-        (draft / name).mkdir(parents=True, exist_ok=True)
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        Image.fromarray(image).save(draft / classes[label] / f"{number:05d}.png", compress_level=1)
+    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
-        draft.rename(folder)
-    except OSError: # another process was faster: its folder has the same pictures
-        shutil.rmtree(draft)
+        for name in classes:
+            (draft / name).mkdir(parents=True)
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            Image.fromarray(image).save(draft / classes[label] / f"{number:05d}.png", compress_level=1)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir(): # else another process was faster: its folder has the same pictures
+                raise
+    finally: # also when the disk is full, or on Ctrl-C
+        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 # %% ../nbs/module/04_datasets.ipynb #943db823
@@ -84,7 +89,7 @@ def _polygon(corners: int) -> Any:
     return lambda a: np.cos(np.pi / corners) / np.cos((a % (2 * np.pi / corners)) - np.pi / corners)
 
 def _star(points: int, depth: float) -> Any:
-    "Radius of a star: straight lines between outer and inner corners."
+    "Radius of a star as a function of the angle: 1 at its points, 1 - depth between them."
     def radius(a: np.ndarray) -> np.ndarray:
         share = np.abs(((a * points / np.pi) % 2) - 1)
         return (1 - depth) + depth * share**2

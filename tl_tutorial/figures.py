@@ -129,7 +129,7 @@ def curves(
     places = list(range(longest)) if x is None else list(x)
     for name, values in series.items():
         heights = [np.nan if value is None else float(value) for value in values]
-        axes[0, 0].plot(places[:len(heights)], heights, marker="o", markersize=4, label=name)
+        axes[0, 0].plot(places[:len(heights)], heights, marker="o", markersize=4, label=plain(name))
     axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
     if x is None: # steps and epochs are whole numbers
         axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
@@ -148,7 +148,7 @@ def intervals(
     for row, (value, low, high) in enumerate(values.values()):
         axis.plot([low, high], [row, row], color=BLUE, linewidth=2)
         axis.plot([value], [row], "o", color=BLUE)
-    axis.set_yticks(range(len(values)), list(values))
+    axis.set_yticks(range(len(values)), [plain(name) for name in values])
     axis.set_ylim(len(values) - 0.5, -0.5)
     axis.set_xlabel(xlabel)
     return Drawn(figure, dict(values))

@@ -69,6 +69,10 @@ def check_frozen(
     return [name for name, value in module.state_dict().items() if not torch.equal(value.to(before[name].device), before[name])]
 
 # %% ../nbs/module/11_freezing.ipynb #18827657
+def _mixes(parameter: nn.Parameter) -> bool:
+    "Is it a matrix or a kernel, rather than one number per channel (a bias, a norm, ConvNeXt's layer scale)?"
+    return parameter.numel() > max(parameter.shape, default=1)
+
 def parameter_groups(
     network: Network, # Body and head
     lr: float, # Peak learning rate of the head
@@ -81,8 +85,8 @@ def parameter_groups(
     for distance, (number, part) in enumerate(reversed(list(enumerate(parts)))):
         rate = lr * decay_rate ** max(0, distance - 1) # the head and the last block share the peak
         learning = [p for p in part.parameters() if p.requires_grad]
-        for name, chosen, pull in (("weights", [p for p in learning if p.ndim > 1], weight_decay),
-                                   ("biases and norms", [p for p in learning if p.ndim <= 1], 0.0)):
+        for name, chosen, pull in (("weights", [p for p in learning if _mixes(p)], weight_decay),
+                                   ("biases and norms", [p for p in learning if not _mixes(p)], 0.0)):
             if chosen and rate > 0:
                 groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": pull, "name": f"{number} {name}"})
     known = {id(p) for part in parts for p in part.parameters()} # a transformer's tokens belong to no part: they learn like the first one

@@ -90,6 +90,9 @@ def _grey8(path: Path, image: Image.Image) -> Image.Image:
         values = values * 255 if top <= 1 else values
     elif image.mode.startswith("I;16") or top > 255:
         values = values / 257
+    hidden = image.info.get("transparency") # the grey that a PNG declares to be transparent
+    if isinstance(hidden, int):
+        values = np.where(np.asarray(image) == hidden, 255, values)
     return Image.fromarray(values.round().astype(np.uint8))
 
 def to_rgb(
@@ -115,17 +118,20 @@ def read_image(
     "Read one image file as upright 8-bit RGB; raises ImageProblem and nothing else."
     path = Path(path)
     with _opened(path, max_megapixels) as image:
-        try:
-            if at_least:
-                image.draft(None, (at_least, at_least))
-            image.load()
-            upright = _upright(image)
-            return to_rgb(path, upright)
-        except ImageProblem:
-            raise
-        except Exception as error: # decoders raise OSError, SyntaxError, struct.error, ValueError and more
-            why = f"damaged or cut off ({str(error) or type(error).__name__})"
-            raise ImageProblem(path, "damaged", why, REPLACE) from None
+        return _decoded(path, image, at_least)
+
+def _decoded(path: Path, image: Image.Image, at_least: int = 0) -> Image.Image:
+    "The pixels of an opened image as upright RGB."
+    try:
+        if at_least:
+            image.draft(None, (at_least, at_least))
+        image.load()
+        return to_rgb(path, _upright(image))
+    except ImageProblem:
+        raise
+    except Exception as error: # decoders raise OSError, SyntaxError, struct.error, ValueError and more
+        why = f"damaged or cut off ({str(error) or type(error).__name__})"
+        raise ImageProblem(path, "damaged", why, REPLACE) from None
 
 def _upright(image: Image.Image) -> Image.Image:
     "Turn the image as its EXIF note says; a broken note is no reason to refuse the pixels."
@@ -221,7 +227,9 @@ def _as_image(thing: Any, max_megapixels: float, side: int) -> Image.Image:
         if thing.dtype != np.uint8 or thing.ndim not in (2, 3) or not thing.size:
             raise ImageProblem("an array", "value range", f"{thing.dtype} of shape {thing.shape}",
                                "give uint8 of shape [H, W] or [H, W, 3]")
+        if thing.ndim == 3 and thing.shape[2] not in (1, 3, 4):
+            raise ImageProblem("an array", "value range", f"{thing.shape[2]} channels", "give [H, W], [H, W, 3] or [H, W, 4]")
         thing = Image.fromarray(thing[..., 0] if thing.ndim == 3 and thing.shape[2] == 1 else thing)
     if not isinstance(thing, Image.Image):
         raise ImageProblem("an input", "not an image", f"a {type(thing).__name__}", "give a path, a PIL image or an array")
-    return to_rgb(Path(getattr(thing, "filename", "") or "an image"), _upright(thing))
+    return _decoded(Path(getattr(thing, "filename", "") or "an image"), thing)

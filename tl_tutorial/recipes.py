@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .backbones import Network, blocks
 from .batches import Batches
-from .folder import Item
+from .folder import Item, digest
 from .freezing import freeze, freeze_statistics
 from .material import Material
 from .settings import Settings, TrainingError
@@ -116,7 +116,8 @@ def probe_then_tune(
 ) -> Outcome: # History, best epoch, and whether it was interrupted
     "Fit the head on the frozen body, then fine-tune with small rates (LP-FT, Kumar et al. 2022, arXiv:2202.10054)."
     network.to(device=material.device, memory_format=quick_format(torch.device(material.device)))  # type: ignore[call-overload]
-    key = hashlib.sha256(f"{replace(settings, device='')} {material.digest()}".encode()).hexdigest()
+    shape = [(name, tuple(value.shape)) for name, value in network.state_dict().items()] # tells modules of one's own apart
+    key = hashlib.sha256(f"{replace(settings, device='')} {material.digest()} {shape}".encode()).hexdigest()
     epochs = default_epochs(len(material.labels)) if settings.epochs < 0 else settings.epochs
     row, lr = None, settings.lr or (default_rate(len(material.labels)) if network.pretrained else 3e-3)
     settings = replace(settings, decay_rate=settings.decay_rate or (0.8 if network.pretrained else 1.0))
@@ -183,7 +184,15 @@ def cross_validate(
     folds: int = 5, # How many parts
     seed: int = 42, # For the cut
 ) -> list[float]: # One score per fold
-    "Stratified k-fold cross-validation of anything that trains and scores."
+    "Stratified k-fold cross-validation of anything that trains and scores; equal files stay in one fold."
     from sklearn.model_selection import StratifiedKFold
-    cut = StratifiedKFold(folds, shuffle=True, random_state=seed).split(items, [item.label for item in items])
-    return [score([items[i] for i in train], [items[i] for i in test]) for train, test in cut]
+    keys = [digest(item.path) for item in items]
+    labels: dict[str, str] = {} # of each different file
+    for key, item in zip(keys, items, strict=True):
+        labels.setdefault(key, item.label)
+    scores = []
+    for _, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(list(labels), list(labels.values())):
+        held = {list(labels)[place] for place in test}
+        train = [item for key, item in zip(keys, items, strict=True) if key not in held]
+        scores.append(score(train, [item for key, item in zip(keys, items, strict=True) if key in held]))
+    return scores

@@ -82,7 +82,8 @@ def run(chapter: str, folder: Path) -> dict[str, Any]:
 
 def line(chapter: str, notebook: Any, seconds: float) -> dict[str, Any]:
     "What the page shows of one chapter."
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    moves = any(re.search(r"pick_device\(.*if full", source) for source in code(notebook)) # the others compute on the CPU at any scale
+    device = torch.cuda.get_device_name() if moves and torch.cuda.is_available() else "CPU"
     return {"chapter": chapter, "device": device, "seconds": round(seconds), "claims": claims(code(notebook)), "not held": reports(notebook)}
 
 
