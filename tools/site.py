@@ -176,6 +176,16 @@ def stage(work: Path) -> Path:
     return staged
 
 
+def line_spans(staged: Path) -> None:
+    "Ask smalldocs for a span around each line of a cell, as Quarto always makes it; styles.css wraps long lines with it."
+    for path in staged.rglob("*.ipynb"):
+        book = json.loads(path.read_text(encoding="utf-8"))
+        for cell in book["cells"]:
+            if cell["cell_type"] == "code":
+                cell["source"] = "#| code-line-numbers: true\n" + "".join(cell["source"])
+        path.write_text(json.dumps(book), encoding="utf-8")
+
+
 def render(staged: Path, quarto: bool) -> tuple[Path, list[str]]:
     "The rendered site and what the renderer complained of."
     output = staged / yaml.safe_load((staged / "nbdev.yml").read_text())["project"]["output-dir"]
@@ -185,6 +195,7 @@ def render(staged: Path, quarto: bool) -> tuple[Path, list[str]]:
         return output, said or ([f"quarto ended with {done.returncode}."] if done.returncode else [])
     from smalldocs.site import build
 
+    line_spans(staged)
     return output, [f"smalldocs: {warning}." for warning in build(staged, quiet=True).warnings]
 
 
