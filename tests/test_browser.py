@@ -34,6 +34,8 @@ OVERFLOW = """() => {
   const page = document.documentElement.scrollWidth > width ? ["the page itself"] : [];
   return page.concat(out.slice(0, 3).map(e => e.outerHTML.slice(0, 100)));
 }"""
+CUT = """() => [...document.querySelectorAll("pre, div.sourceCode")].filter(e => e.checkVisibility() && e.querySelector("code.sourceCode")
+  && e.scrollWidth > e.clientWidth + 1).map(e => e.innerText.slice(0, 80))"""
 BROKEN_IMAGES = "() => [...document.images].filter(i => i.loading !== 'lazy' && !(i.complete && i.naturalWidth)).map(i => i.src.slice(0, 80))"
 MATHS = "() => ({all: document.querySelectorAll('.math').length, wrong: document.querySelectorAll('.math:not(:has(.katex)), .katex-error').length})"
 
@@ -84,6 +86,7 @@ def test_pages(browser: Browser, address: tuple[str, list[str]], width: int, sch
         problems += [f"{name}: {line}" for line in said]
         said.clear()
         problems += [f"{name}: sticks out at the right: {what}" for what in page.evaluate(OVERFLOW)]
+        problems += [f"{name}: a line of code is cut: {code}" for code in page.evaluate(CUT) if width > 768] # on a phone it scrolls
         problems += [f"{name}: image not loaded: {source}" for source in page.evaluate(BROKEN_IMAGES)]
         dark = page.evaluate("() => document.documentElement.classList.contains('quarto-dark')")
         assert dark == (scheme == "dark")
