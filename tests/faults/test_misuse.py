@@ -44,6 +44,7 @@ def test_torchvision_that_does_not_fit(fault: str, root: Path, tmp_path: Path, m
 def test_no_network(fault: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setattr("urllib.request._opener", None) # it remembers the proxies of its first use, for the rest of the process
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     assert cli.main(["train", str(root), "--out", "m.safetensors", "--arch", "squeezenet1_1"]) == 1
     said = capsys.readouterr()
