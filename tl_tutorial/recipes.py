@@ -190,9 +190,9 @@ def cross_validate(
     labels: dict[str, str] = {} # of each different file
     for key, item in zip(keys, items, strict=True):
         labels.setdefault(key, item.label)
-    scores = []
-    for _, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(list(labels), list(labels.values())):
-        held = {list(labels)[place] for place in test}
+    different, scores = list(labels), []
+    for _, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(different, list(labels.values())):
+        held = {different[place] for place in test}
         train = [item for key, item in zip(keys, items, strict=True) if key not in held]
         scores.append(score(train, [item for key, item in zip(keys, items, strict=True) if key in held]))
     return scores
