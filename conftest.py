@@ -1,21 +1,33 @@
 """Peace between nbdev and nbval: marks are read from `#|` lines, and outputs that nbdev-clean left without a count are compared."""
 
 import os
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+TESTS = Path(__file__).parent / "tests"
 SKIP = {"eval: false", "gpu", "network"}
+UNTIL_THE_END = ExitStack()
 
 # Two notebooks run side by side; each keeps to one core so that they do not fight, and sums come in one order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+sys.path.insert(0, str(TESTS))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    "Of another library's message only its type is compared, from whatever folder pytest is started."
+    "Of another library's message only its type is compared, and notebooks get kernels that are forked where that can be."
     if getattr(config.option, "nbval_sanitize_with", "") is None:
-        config.option.nbval_sanitize_with = str(Path(__file__).parent / "tests/foreign_messages.cfg")
+        config.option.nbval_sanitize_with = str(TESTS / "foreign_messages.cfg") # from whatever folder pytest is started
+    from forked_kernels import forked_kernels
+    UNTIL_THE_END.enter_context(forked_kernels())
+
+
+def pytest_unconfigure() -> None:
+    "The process that forks kernels ends with the tests."
+    UNTIL_THE_END.close()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

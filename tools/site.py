@@ -141,6 +141,15 @@ def prepare(source: Path, name: str, target: Path, repository: str, branch: str)
     target.write_text(json.dumps({**book, "cells": cells}), encoding="utf-8")
 
 
+def run_with() -> str:
+    "The versions with which all outputs were compared last, for the foot of each page; empty when none are known."
+    from tools.matrix import load
+
+    rows = [row for row in load() if row["row"] == "newest" and row["ended"] == 0]
+    versions = rows[-1]["versions"] if rows else {}
+    return f" and compared with Python {rows[-1]['python']}, PyTorch {versions['torch']} on {rows[-1]['day']}" if versions else ""
+
+
 def copy_project(work: Path) -> None:
     "The project's pages and settings in a scratch folder, every file under its address."
     from nbdev.config import get_config
@@ -156,7 +165,10 @@ def copy_project(work: Path) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "nbs" / name, kept)
     shutil.copy(ROOT / "nbs" / "styles.css", work / "nbs")
-    (work / "nbs" / "_quarto.yml").write_text(address((ROOT / "_quarto.yml").read_text()))
+    shutil.copy(ROOT / "nbs" / "reference/tried.svg", work / "nbs/reference")
+    footer = "Every page is a notebook that was run."
+    text = address((ROOT / "_quarto.yml").read_text()).replace(footer, f"{footer[:-1]}{run_with()}.")
+    (work / "nbs" / "_quarto.yml").write_text(text)
 
 
 # Staging and rendering
