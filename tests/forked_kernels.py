@@ -1,8 +1,9 @@
-"""Kernels for nbval that are forked from one process which has imported PyTorch and the package already.
+"""Kernels and commands that are forked from one process which has imported PyTorch and the package already.
 
-A new kernel needs three to four seconds for its imports, a forked one a tenth of that, and every notebook has a kernel of its
-own. `forked_kernels()` lets jupyter_client ask that process for them; the first notebook starts it, all workers share it, and
-where a system cannot fork (Windows, and macOS, whose libraries may not survive it), nothing is changed and plain kernels start.
+A new Python needs three to four seconds for its imports, a forked one a tenth of that, and every notebook has a kernel of its
+own. `forked_kernels()` lets jupyter_client ask that process for them; the first who asks starts it, all workers share it, and
+where a system cannot fork (Windows, and macOS, whose libraries may not survive it), plain processes start. `tl(…)` runs the
+command line in the same way: a process of its own, with its own streams, folder, variables and exit code.
 """
 
 from __future__ import annotations
@@ -58,28 +59,57 @@ def answer(listening: socket.socket) -> None:
             os.setsid()
             os.write(says, b".")
             listening.close()
-            kernel(**asked)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            (kernel if "arguments" in asked else command)(**asked)
         os.close(says)
         os.read(hears, 1)
         os.close(hears)
         connection.sendall(f"{pid}\n".encode())
 
 
+def settle(cwd: str | None, env: dict[str, str], streams: list[str]) -> None:
+    "In the fork: the folder, the variables and the three streams of the new process."
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd or ".")
+    for number, name in enumerate(streams):
+        opened = os.open(name, os.O_RDWR if name == os.devnull else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(opened, number)
+        os.close(opened)
+
+
 def kernel(arguments: list[str], cwd: str | None, env: dict[str, str]) -> None:
     "In the fork: become a kernel. Does not return."
     try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.environ.clear()
-        os.environ.update(env)
-        os.chdir(cwd or ".")
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(nowhere, stream)
+        settle(cwd, env, [os.devnull] * 3)
         sys.argv = ["ipykernel_launcher", *arguments]
         from ipykernel.kernelapp import IPKernelApp
         IPKernelApp.launch_instance()
     finally:
         os._exit(0)
+
+
+def command(words: list[str], cwd: str | None, env: dict[str, str], folder: str) -> None:
+    "In the fork: run the command line in a child, leave its exit code in a file. Does not return."
+    pid = os.fork()
+    if pid == 0:
+        settle(cwd, env, [os.devnull, f"{folder}/out", f"{folder}/err"])
+        sys.argv = ["tl-tutorial", *words]
+        code = 70
+        try:
+            from tl_tutorial.cli import main
+            code = main()
+        except SystemExit as stop: # argparse
+            code = stop.code if isinstance(stop.code, int) else 1
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    Path(folder, "code.draft").write_text(str(os.waitstatus_to_exitcode(status)))
+    os.rename(f"{folder}/code.draft", f"{folder}/code")
+    os._exit(0)
 
 
 # The side of the tests
@@ -137,6 +167,8 @@ def launcher(address: str, plain: Callable[..., Any]) -> Callable[..., Any]:
 
 def ready(address: str, patience: float = 120) -> bool:
     "See that the process is there: the first who asks starts it, the others wait. False where it could not start."
+    if not address:
+        return False
     if not os.path.exists(address):
         with contextlib.suppress(FileExistsError):
             os.close(os.open(address + ".begun", os.O_CREAT | os.O_EXCL))
@@ -148,6 +180,23 @@ def ready(address: str, patience: float = 120) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def tl(*words: object, timeout: float = 300, cwd: str | Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    "Run the command line, `tl-tutorial WORDS`, in a forked process; in a new one where there is none to fork from."
+    arguments, place = list(map(str, words)), str(cwd or os.getcwd())
+    if not ready(os.environ.get(VARIABLE, "")):
+        plain = [sys.executable, "-m", "tl_tutorial", *arguments]
+        return subprocess.run(plain, capture_output=True, text=True, timeout=timeout, cwd=cwd, env=env)
+    with tempfile.TemporaryDirectory() as folder:
+        pid, began = ask(os.environ[VARIABLE], words=arguments, cwd=place, env=dict(env or os.environ), folder=folder), time.monotonic()
+        while not os.path.exists(f"{folder}/code"):
+            if time.monotonic() - began > timeout:
+                os.killpg(pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(arguments, timeout)
+            time.sleep(0.02)
+        out, err, code = (Path(folder, name).read_text(encoding="utf-8", errors="surrogateescape") for name in ("out", "err", "code"))
+        return subprocess.CompletedProcess(arguments, int(code), out, err)
 
 
 @contextlib.contextmanager

@@ -10,14 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from forked_kernels import tl
 
 from tl_tutorial.checkpoints import read_file
 
 SMALL = ("--arch", "small_cnn", "--size", "32")
-
-
-def tl(*arguments: object, **options: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "tl_tutorial", *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
 
 
 @pytest.fixture
@@ -139,7 +136,7 @@ def test_two_processes_equal_one(colours: Path, tmp_path: Path) -> None:
 
 def test_help_is_quick_and_light() -> None:
     began = time.perf_counter()
-    done = tl("--help")
+    done = subprocess.run([sys.executable, "-m", "tl_tutorial", "--help"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "demo" in done.stdout and time.perf_counter() - began < 10
 
 
