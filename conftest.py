@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent / "tests"
+LONG = ("nbs/transfer/", "nbs/beyond/", "nbs/repairs/", "nbs/ideas/")
 SKIP = {"eval: false", "gpu", "network"}
 UNTIL_THE_END = ExitStack()
 
@@ -21,6 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     "Of another library's message only its type is compared, and notebooks get kernels that are forked where that can be."
     if getattr(config.option, "nbval_sanitize_with", "") is None:
         config.option.nbval_sanitize_with = str(TESTS / "foreign_messages.cfg") # from whatever folder pytest is started
+    config.option.loadscopereorder = False # the order below, not that of pytest-xdist
     from forked_kernels import forked_kernels
     UNTIL_THE_END.enter_context(forked_kernels())
 
@@ -41,3 +43,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.options["skip"] = True
     if "varies" in marks:
         item.options["check"] = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    "The longest notebooks first, so that at the end no worker is left alone with one of them."
+    items.sort(key=lambda item: next((place for place, part in enumerate(LONG) if item.nodeid.startswith(part)), len(LONG)))
