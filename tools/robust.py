@@ -3,9 +3,12 @@
     python -m tools.robust                            every notebook with 20 shifts: 1000, 2000, …; hours on two cores
     python -m tools.robust --shifts 2 transfer/03…    two shifts of one notebook
     python -m tools.robust --first 7 --step 1         other shifts
+    python -m tools.robust --margins transfer/03…     how far each comparison in an assertion is from failing
 
 Outputs are not compared, assertions count. What was found is added to nbs/reference/robust_results.json after each notebook;
 a notebook and shift that stand there are not run again unless the notebook has changed. Needs fork (Linux, macOS).
+With `--margins` nothing fails and nothing is kept: the room that each comparison has is written down, run by run, and its mean is
+given in standard deviations between the runs. A claim with less than two and a half will fail under some seed.
 """
 
 from __future__ import annotations
@@ -55,7 +58,70 @@ def digest(path: Path) -> str:
     return hashlib.sha256("\0".join(sources(path)).encode()).hexdigest()[:16]
 
 
-def failures(path: Path, shift: int) -> dict[str, str]:
+class Margins(ast.NodeTransformer):
+    "Turns a cell's assertions into statements in which each comparison tells its room, and none ends the cell."
+
+    def __init__(self) -> None:
+        self.cell, self.rooms = 0, dict[str, list[float]]()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        return node
+
+    def visit_Assert(self, node: ast.Assert) -> list[ast.stmt]:
+        "One statement for each part of an `and`."
+        parts = node.test.values if isinstance(node.test, ast.BoolOp) and isinstance(node.test.op, ast.And) else [node.test]
+        told = [ast.Expr(Told(self.cell).whole(part)) for part in parts]
+        return [ast.fix_missing_locations(ast.copy_location(statement, node)) for statement in told]
+
+    def tell(self, key: str, signs: str, *sides: Any) -> Any:
+        "Write down the smallest room of a comparison, or of the best place inside `any`; give what the comparison gives."
+        import operator
+
+        import numpy as np
+        does = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
+        truth, rooms = True, [] if signs else [1.0 if sides[0] else -1.0]
+        for sign, left, right in zip(signs.split(), sides, sides[1:], strict=False):
+            truth = truth & does[sign](left, right)
+            left, right = (side.detach().cpu().numpy() if hasattr(side, "detach") else side for side in (left, right))
+            rooms.append(float(np.min(np.subtract(right, left, dtype=float) * (1 if "<" in sign else -1))))
+        best = max if key.endswith("any") else min
+        self.rooms[key] = [best([min(rooms), *self.rooms.get(key, [])])]
+        return truth if signs else sides[0]
+
+
+class Told(ast.NodeTransformer):
+    "Replaces the comparisons of size inside one assertion."
+
+    def __init__(self, cell: int) -> None:
+        self.cell, self.inside = cell, ""
+
+    def whole(self, part: ast.expr) -> ast.expr:
+        "A part of an assertion that tells its comparisons, and whether it holds."
+        words = [ast.Constant(f"{self.cell:3} {ast.unparse(part)} as a whole"), ast.Constant("")]
+        return ast.Call(ast.Name("__tell__", ast.Load()), [*words, self.visit(part)], [])
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.Lambda:
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        before, self.inside = self.inside, getattr(node.func, "id", "") if getattr(node.func, "id", "") in ("any", "all") else self.inside
+        found = self.generic_visit(node)
+        self.inside = before
+        return found
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        signs = {ast.Lt: "<", ast.Gt: ">", ast.LtE: "<=", ast.GtE: ">="}
+        if any(type(op) not in signs for op in node.ops):
+            return node
+        key = f"{self.cell:3} {ast.unparse(node)} {self.inside}"
+        words = [ast.Constant(key), ast.Constant(" ".join(signs[type(op)] for op in node.ops))]
+        return ast.Call(ast.Name("__tell__", ast.Load()), [*words, node.left, *node.comparators], [])
+
+
+def failures(path: Path, shift: int, margins: Margins | None = None) -> dict[str, str]:
     "In this process: run a notebook's cells with the shift, and give the cells that failed with their errors."
     os.environ.update(environment(shift), MPLBACKEND="agg")
     install(shift)
@@ -66,9 +132,14 @@ def failures(path: Path, shift: int) -> dict[str, str]:
     InteractiveShell.enable_gui = lambda self, gui=None: None # figures are drawn, and nobody looks
     shell, found = InteractiveShell.instance(), {}
     shell.colors = "nocolor"
+    if margins:
+        shell.ast_transformers.append(margins)
+        shell.user_ns["__tell__"] = margins.tell
     os.chdir(path.parent)
     sys.path.insert(0, str(path.parent))
     for number, source in enumerate(sources(path)):
+        if margins:
+            margins.cell = number
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             done = shell.run_cell(source, store_history=False)
         if error := (done.error_in_exec or done.error_before_exec):
@@ -78,12 +149,13 @@ def failures(path: Path, shift: int) -> dict[str, str]:
     return found
 
 
-def child(path: Path, shift: int, file: Path) -> None:
+def child(path: Path, shift: int, file: Path, margins: Margins | None) -> None:
     "Run a notebook and leave what was found in a file."
-    file.write_text(json.dumps(failures(path, shift)))
+    found = failures(path, shift, margins)
+    file.write_text(json.dumps([found, margins.rooms if margins else {}]))
 
 
-def run(name: str, shift: int, limit: float = 1500) -> dict[str, Any]:
+def run(name: str, shift: int, margins: Margins | None = None, limit: float = 1500) -> dict[str, Any]:
     "Run one notebook with one shift in a forked process and a copy of the notebooks; give its row."
     with tempfile.TemporaryDirectory() as place:
         for part in ("nbs", "tests", "tools", "benchmarks"):
@@ -92,15 +164,30 @@ def run(name: str, shift: int, limit: float = 1500) -> dict[str, Any]:
             shutil.copy(ROOT / part, place)
         (Path(place) / "tl_tutorial").symlink_to(ROOT / "tl_tutorial")
         file, began = Path(place) / "found.json", time.perf_counter()
-        process = multiprocessing.get_context("fork").Process(target=child, args=(Path(place, "nbs", f"{name}.ipynb"), shift, file))
+        process = multiprocessing.get_context("fork").Process(target=child, args=(Path(place, "nbs", f"{name}.ipynb"), shift, file, margins))
         process.start()
         process.join(limit)
         if process.is_alive():
             process.kill()
             process.join()
-        found = json.loads(file.read_text()) if file.exists() else {"all": f"ended with {process.exitcode}"}
+        found, rooms = json.loads(file.read_text()) if file.exists() else [{"all": f"ended with {process.exitcode}"}, {}]
         return {"notebook": name, "shift": shift, "failed": found, "seconds": round(time.perf_counter() - began, 1),
-                "code": digest(ROOT / "nbs" / f"{name}.ipynb")}
+                "code": digest(ROOT / "nbs" / f"{name}.ipynb")} | ({"rooms": rooms} if margins else {})
+
+
+def show_margins(name: str, shifts: list[int], least: float) -> None:
+    "Run a notebook with each shift, and print the comparisons whose room is less than `least` standard deviations."
+    import numpy as np
+    rows = []
+    for shift in shifts:
+        rows.append(run(name, shift, Margins()))
+        print(f"{name} +{shift}: {rows[-1]['seconds']} s, errors {rows[-1]['failed'] or 'none'}", flush=True)
+    for key in dict.fromkeys(key for row in rows for key in row["rooms"]):
+        found = np.array([row["rooms"][key][0] for row in rows if key in row["rooms"]])
+        spread = found.std(ddof=1) if len(found) > 1 else 0.0
+        if found.min() < 0 or spread > 0 and found.mean() < least * spread:
+            print(f"  cell {key}: room {found.mean():.3g} = {found.mean() / max(spread, 1e-12):.1f} sd, "
+                  f"least {found.min():.3g}, fails {(found < 0).sum()} of {len(found)}", flush=True)
 
 
 def notebooks(asked: Iterable[str]) -> list[str]:
@@ -144,6 +231,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1000, help="the first number to add")
     parser.add_argument("--step", type=int, default=1000, help="from one shift to the next")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks at the same time")
+    parser.add_argument("--margins", type=float, nargs="?", const=3.0, help="show what has less room than so many standard deviations (3)")
     parser.add_argument("--again", action="store_true", help="run also what stands in the results")
     asked = parser.parse_intermixed_args()
     import torch
@@ -153,6 +241,10 @@ def main() -> int:
     torch.set_num_threads(1)
     names = notebooks(asked.notebooks)
     shifts = [asked.first + asked.step * number for number in range(asked.shifts)]
+    if asked.margins:
+        for name in names:
+            show_margins(name, shifts, asked.margins)
+        return 0
     there = {(row["notebook"], row["shift"], row["code"]) for row in load()}
     todo = [(name, shift) for shift in shifts for name in names
             if asked.again or (name, shift, digest(ROOT / "nbs" / f"{name}.ipynb")) not in there]
