@@ -1,8 +1,7 @@
-"""Settings, figures, exercises, claims and the command line in miniature."""
+"""Settings, figures, exercises and claims in miniature."""
 
 import ast
 import builtins
-import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl_tutorial import cli
 from tl_tutorial.claims import Claims, numbers, report_claims
 from tl_tutorial.exercises import grade
 from tl_tutorial.figures import STYLE, Drawn, curves, embedded, intervals, matrix, new_figure, plain, reliability, show_images, style
@@ -48,7 +46,7 @@ def test_a_limit_is_allowed_and_what_lies_beyond_is_not(name: str) -> None:
 def test_values_are_converted_where_nothing_is_lost() -> None:
     found = Settings(seed=str(2**62 + 1), epochs="3", lr="1e-3", amp="No", class_weights="ON", size=64.0)
     assert (found.seed, found.epochs, found.lr, found.amp, found.class_weights, found.size) == (2**62 + 1, 3, 1e-3, False, True, 64)
-    assert isinstance(found.size, int) and [getattr(Settings(compile=word), "compile") for word in ("true", "yes", "off", "false")] == [True, True, False, False]
+    assert isinstance(found.size, int) and [Settings(compile=word).compile for word in ("true", "yes", "off", "false")] == [True, True, False, False]
     for bad in ({"size": 64.5}, {"epochs": "1.5"}, {"amp": "maybe"}, {"amp": 1}, {"on_bad": "Skip"}, {"loss": ""}):
         with pytest.raises(SettingsError, match=next(iter(bad))):
             Settings(**bad)
@@ -179,51 +177,3 @@ def test_claims_are_reported_at_full_scale_in_a_kernel_and_once(monkeypatch: pyt
         report_claims(full)
         report_claims(full)
         assert len(kernel.ast_transformers) == count and sum(isinstance(t, Claims) for t in kernel.ast_transformers) == full
-
-
-# The command line, without a process of its own
-
-SMALL = ("--arch", "small_cnn", "--size", "16", "--epochs", "1", "--device", "cpu")
-
-
-def test_from_a_folder_to_answers(colours: Path, own_place: Path, capsys: pytest.CaptureFixture) -> None:
-    assert cli.main(["train", str(colours), "--out", "m.safetensors", *SMALL]) == 0
-    rows = [json.loads(line) for line in (own_place / "m.history.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [0, 1] and "saved m.safetensors" in capsys.readouterr().out
-    assert cli.main(["evaluate", "m.safetensors", str(colours), "--json"]) == 0
-    judged = json.loads(capsys.readouterr().out)
-    assert judged["total"] == 36 and judged["classes"] == ["blue", "green", "red"]
-    assert cli.main(["evaluate", "m.safetensors", str(colours)]) == 0 and "on 36 images" in capsys.readouterr().out
-    assert cli.main(["predict", "m.safetensors", str(colours / "red"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert len(found) == 12 and all(row["probability"] == max(row["probabilities"].values()) for row in found)
-    assert cli.main(["predict", "m.safetensors", str(colours / "red")]) == 0 and "11.png" in capsys.readouterr().out
-    assert cli.main(["predict", "m.safetensors", str(colours / "red"), "--csv", "p.csv"]) == 0
-    assert len((own_place / "p.csv").read_text().splitlines()) == 13 and "12 predictions in p.csv" in capsys.readouterr().out
-
-
-def test_another_seed_gives_another_network(colours: Path, own_place: Path) -> None:
-    for number, seed in enumerate(("1", "1", "2")):
-        assert cli.main(["train", str(colours), "--out", f"{number}.safetensors", "--seed", seed, *SMALL]) == 0
-    from tl_tutorial.checkpoints import read_file
-
-    one, two, three = (read_file(f"{number}.safetensors")[0]["head.weight"] for number in range(3))
-    assert one.equal(two) and not one.equal(three)
-
-
-def test_exit_codes(colours: Path, own_place: Path, capsys: pytest.CaptureFixture) -> None:
-    assert cli.main(["check", str(colours)]) == 0 and "36 images, 3 classes" in capsys.readouterr().out
-    (colours / "red" / "bad.png").write_bytes(b"x")
-    assert cli.main(["check", str(colours)]) == 1 and "bad.png" in capsys.readouterr().err
-    assert cli.main(["check", "nowhere"]) == 1 and "nowhere" in capsys.readouterr().err
-    assert cli.main(["train", str(colours), "--out", "m.safetensors", "--resume", *SMALL]) == 2 and "--checkpoint" in capsys.readouterr().err
-    assert cli.main(["train", str(colours), "--out", "no/m.safetensors", *SMALL]) == 2 and "no/m" in capsys.readouterr().err
-    assert cli.main(["train", str(colours), "--out", "m.safetensors", *SMALL]) == 1 and "bad.png" in capsys.readouterr().err
-    assert cli.main(["train", str(colours), "--out", "m.safetensors", "--on-bad", "skip", *SMALL]) == 0
-    assert cli.main(["predict", "m.safetensors", str(colours / "red")]) == 1, "one could not be read"
-    said = capsys.readouterr()
-    assert "bad.png" in said.err and "11.png" in said.out
-    for usage in (["train", str(colours)], ["fly"], []):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(usage)
-        assert ended.value.code == 2

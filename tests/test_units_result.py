@@ -166,14 +166,3 @@ def test_the_newest_whole_state_is_restored(tmp_path: Path) -> None:
     (tmp_path / "run" / "state.previous.safetensors").write_bytes(b"")
     with pytest.raises(tl.ModelError, match="damaged"):
         restore(tmp_path / "run")
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_temperature_reaches_onnx(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits = network()(images).numpy()
-    found = onnxruntime.InferenceSession(str(classifier(3.0).export_onnx(tmp_path / "m.onnx"))).run(None, {"images": images.numpy()})[0]
-    assert np.allclose(found, softmax(logits, 3.0), atol=1e-5) and not np.allclose(found, softmax(logits), atol=1e-2)
