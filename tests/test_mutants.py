@@ -68,10 +68,10 @@ def test_every_mistake_of_the_package_is_code_of_its_own() -> None:
 
 def test_the_choice_is_even_and_can_be_made_again() -> None:
     rooms = {path.stem: path.read_text() for path in sorted((mutate.ROOT / "tl_tutorial").glob("[!_]*.py"))}
-    names = lambda seed, count=3 * len(rooms): [mutant.key for mutant, _ in mutate.chosen(rooms, count, seed)]
-    assert names(0) == names(0) != names(1) and names(0)[:5] == names(0, 5) and len(set(names(0))) == 3 * len(rooms)
-    assert set(Counter(key[0] for key in names(0)).values()) == {3}
-    assert len({key[2] for key in names(0)}) >= 8, "many kinds of mistakes"
+    one, two, other, few = ([mutant.key for mutant, _ in mutate.chosen(rooms, count, seed)]
+                            for count, seed in ((3 * len(rooms), 0), (3 * len(rooms), 0), (3 * len(rooms), 1), (5, 0)))
+    assert one == two != other and one[:5] == few and len(set(one)) == 3 * len(rooms)
+    assert set(Counter(key[0] for key in one).values()) == {3} and len({key[2] for key in one}) >= 8, "many kinds of mistakes"
 
 
 @pytest.fixture

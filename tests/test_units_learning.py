@@ -17,7 +17,7 @@ from tl_tutorial.material import gather
 from tl_tutorial.metrics import wilson
 from tl_tutorial.recipes import default_epochs, default_rate, features, fit_head, probe, probe_then_tune
 from tl_tutorial.settings import Settings
-from tl_tutorial.steps import balance, losses, predict_logits, rate_factor
+from tl_tutorial.steps import balance, in_parts, losses, predict_logits, rate_factor
 
 COUNT, SIDE = 24, 8
 State = dict[str, torch.Tensor]
@@ -366,13 +366,13 @@ def test_the_recipes_own_rates(folder: Path, pretrained: bool, rate: float, fact
 
 def test_a_fit_head_is_where_the_loss_is_flat() -> None:
     generator = torch.Generator().manual_seed(0)
-    inputs, labels = torch.randn(60, 5, generator=generator) * 3 + 2, torch.arange(60) % 3
+    inputs, labels = torch.randn(24, 5, generator=generator) * 3 + 2, torch.arange(24) % 3
     weight, bias = fit_head(inputs, labels, 3, Settings(), 0.1)
     scaled = ((inputs - inputs.mean(0)) / inputs.std(0, correction=0)).requires_grad_(False)
     theirs = (weight * inputs.std(0, correction=0)).clone().requires_grad_(True)
     loss = nn.functional.cross_entropy(scaled @ theirs.T + bias + weight @ inputs.mean(0), labels) + 0.05 * theirs.square().sum()
     loss.backward()
-    assert float(theirs.grad.abs().max()) < 1e-3 and weight.shape == (3, 5) and bias.shape == (3,)
+    assert float(theirs.grad.abs().max()) < 3e-4 and weight.shape == (3, 5) and bias.shape == (3,)
     assert fit_head(inputs, labels, 3, Settings(), 1.0)[0].norm() < 0.5 * weight.norm()
 
 
@@ -434,3 +434,86 @@ def test_a_classifier_is_calibrated_from_thirty_pictures_on(folder: Path) -> Non
         right = round(found.metrics["valid_accuracy"] * found.metrics["valid_total"])
         assert found.metrics["valid_interval"] == pytest.approx(wilson(right, found.metrics["valid_total"]))
         assert found.metrics["steps"] > 0 and found.metrics["best_epoch"] in (0, 1)
+
+
+def test_progress_is_said_only_when_asked_for(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    quick = {"arch": "small_cnn", "weights": "none", "epochs": 1}
+    found = tl.fine_tune(folder, size=16, seed=3, progress=False, **quick)
+    assert capsys.readouterr() == ("", "") and (found.size, found.settings.seed, found.settings.epochs, found.settings.arch) == (16, 3, 1, "small_cnn")
+    tl.fine_tune(folder, size=16, progress=True, **quick)
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("epoch 1: training loss") == 1 and "right" in said.err
+
+
+def test_a_checkpoint_keeps_the_probe_from_being_done_twice(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    material, settings = gathered(folder)
+    found = []
+    for kept in (None, tmp_path / "run", tmp_path / "run"):
+        learner = network()
+        learner.head = nn.Linear(4, 3)
+        with torch.no_grad():
+            learner.head.weight.fill_(0.1)
+        found.append(probe_then_tune(learner, material, settings, (), kept, len(found) == 2))
+        if len(found) == 2:
+            monkeypatch.setattr("tl_tutorial.recipes.probe", None)
+    assert [outcome.history[0]["stage"] for outcome in found] == ["probe"] * 3
+    assert timeless(found[0].history) == timeless(found[1].history)
+    assert timeless(found[1].history, "lr") == timeless(found[2].history[:len(found[1].history)], "lr")
+
+
+def test_the_rate_finder_stops_at_the_first_rate_that_explodes(folder: Path) -> None:
+    settings = tl.read_settings(size=16, optimizer="sgd", clip=0)
+    material = gathered(folder)[0]
+    learner = network()
+    learner.head = nn.Linear(4, 3)
+    before = snapshot(learner)
+    wild = tl.find_rate(learner, material.train(settings), settings, low=1e-3, high=1e30, steps=8)
+    assert wild.rates == pytest.approx([1e-3 * 1e33 ** (k / 7) for k in range(len(wild.rates))]) and 1 <= len(wild.rates) < 8
+    calm = tl.find_rate(learner, material.train(settings), settings, low=1e-6, high=1e-3, steps=10)
+    assert calm.rates == pytest.approx([1e-6 * 1e3 ** (k / 9) for k in range(10)]) and len(calm.losses) == 10 and calm.suggestion in calm.rates
+    assert same(before, snapshot(learner)), "a copy is trained"
+
+
+def test_smoothed_losses_are_a_mean_without_bias(folder: Path) -> None:
+    "At a rate of nearly nothing the network stays, so the curve is the running mean of the batches' losses."
+    images, labels = pictures()
+    flat = tl.find_rate(network(), Batches(images, labels, SIDE, COUNT), Settings(), low=1e-12, high=1e-11, steps=5)
+    logits = network()(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+    assert flat.losses == pytest.approx([nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()] * 5, rel=1e-4)
+
+
+def test_a_batch_is_worked_on_in_as_many_parts_as_the_memory_needs() -> None:
+    images, seen = torch.arange(10.0)[:, None], []
+
+    def work(limit: int, part: torch.Tensor) -> torch.Tensor:
+        seen.append(len(part))
+        if len(part) > limit:
+            raise torch.OutOfMemoryError("no room")
+        return part * 2
+
+    assert torch.equal(in_parts(lambda part: work(3, part), images), images * 2) and seen == [10, 5, 3, 3, 3, 1]
+    assert torch.equal(in_parts(lambda part: work(10, part), images), images * 2) and seen[-1] == 10
+    with pytest.raises(tl.DeviceError, match="even with one image at a time"):
+        in_parts(lambda part: work(0, part), images)
+    with pytest.raises(RuntimeError, match="something else"):
+        in_parts(lambda part: (_ for _ in ()).throw(RuntimeError("something else")), images)
+
+
+def test_a_loss_that_is_not_finite_is_named_and_the_best_weights_stay() -> None:
+    images, labels = pictures()
+    learner = network()
+    learner.body.append(Poison())
+    before = snapshot(learner)
+    train = Batches(images, labels, SIDE, 8, names=[f"{number}.png" for number in range(COUNT)])
+    with pytest.raises(tl.TrainingError, match=r"at step 1, epoch 1, learning rate .*, in a batch with 8\.png, 9\.png, 10\.png, 11\.png; the last good weights are kept"):
+        tl.fit(learner, train, batches(1.0), Settings(), 2, 0.05)
+    assert same(before, snapshot(learner))
+
+
+class Poison(nn.Module):
+    "The second batch in training becomes NaN."
+    calls = 0
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        self.calls += self.training
+        return maps * (float("nan") if self.training and self.calls == 2 else 1.0)

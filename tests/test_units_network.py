@@ -177,3 +177,25 @@ def test_groups_shrink_towards_the_picture_and_pull_weights_alone() -> None:
     freeze(network.body[0])
     assert not [group for group in parameter_groups(network, 1.0) if group["name"].startswith("0")]
     assert {group["name"][0] for group in parameter_groups(tiny(), 1.0, 0.0)} == {"3", "2"}, "a rate of 0 learns nothing"
+
+
+def test_one_number_alone_learns_without_a_pull() -> None:
+    "A parameter without a shape, as a learned temperature is."
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, maps: torch.Tensor) -> torch.Tensor:
+            return maps * self.scale
+
+    body = nn.Sequential(nn.Conv2d(3, 3, 1), Scale())
+    (group,) = (g for g in parameter_groups(Network(body, 3, 2, Preprocess()), 1.0) if any(p is body[1].scale for p in g["params"]))
+    assert group["weight_decay"] == 0
+
+
+def test_preprocessing_is_sound() -> None:
+    for mean, std in (((0.5,) * 3, (0.5, 0.0, 0.5)), ((0.5,) * 3, (0.5, -1.0, 0.5)), ((0.5,) * 2, (0.5,) * 2), ((0.5,) * 3, (0.5,)), ((0.5,), ())):
+        with pytest.raises(tl.ModelError, match="1 or 3 numbers each, std above 0"):
+            Preprocess(mean, std)
+    assert Preprocess((0.5,), (0.5,)).size == 224 and Preprocess().least == 32

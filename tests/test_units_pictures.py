@@ -12,7 +12,7 @@ from PIL import Image
 import tl_tutorial as tl
 from tl_tutorial.backbones import Preprocess
 from tl_tutorial.batches import AUGMENTATIONS, Augmentation, Batches, augment, augmentation_for, uniforms
-from tl_tutorial.datasets import SHAPES, draw_shapes, write_folder
+from tl_tutorial.datasets import SHAPES, cache_home, cifar10, draw_shapes, shapes, write_folder
 from tl_tutorial.folder import Item, find_images
 from tl_tutorial.material import gather, pick_size
 from tl_tutorial.pixels import load_pixels, read_image, to_square
@@ -268,3 +268,80 @@ def test_knobs_of_drawn_shapes() -> None:
     assert 0.12 < (clean != noisy).mean() < 0.28, "half of those drawn anew are right by chance"
     with pytest.raises(tl.DataError, match="unknown shapes"):
         draw_shapes(("circle", "potato"), 1)
+
+
+def test_arrays_and_labels_of_other_lengths_are_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shorter|longer"):
+        write_folder(np.zeros((3, 8, 8), np.uint8), [0, 0], ["a"], tmp_path / "p")
+    assert list(tmp_path.iterdir()) == []
+    first = shapes(tmp_path / "p", ("circle", "square"), per_class=2, size=8)
+    assert first == tmp_path / "p" and len(list(first.rglob("*.png"))) == 4 and shapes(first, ("ring",)) == first, "what is there stays"
+    one, two = shapes(None, ("circle",), per_class=1, size=8), shapes(None, ("circle",), per_class=1, size=9)
+    assert one != two and one.parent == cache_home() and Image.open(next(two.rglob("*.png"))).size == (9, 9)
+
+
+def test_the_borders_of_shapes() -> None:
+    angles = np.arange(8) * np.pi / 4
+    assert np.allclose(SHAPES["circle"](angles), 1) and np.allclose(SHAPES["flower4"](angles), [1, 0.1] * 4)
+    assert np.allclose(SHAPES["square"](angles), [1, 0.5**0.5] * 4) and np.allclose(SHAPES["ellipse"](angles[:3]), [1, 0.45 / ((1 + 0.45**2) / 2) ** 0.5, 0.45])
+    assert np.allclose(SHAPES["triangle"](np.array([0, 1, 2]) * np.pi / 3), [1, 0.5, 1]) and np.allclose(SHAPES["cross"](angles), [1, 0.35] * 4)
+    assert np.allclose(SHAPES["star8"](np.array([0, 1]) * np.pi / 8), [1, 0.5]) and np.allclose(SHAPES["flower6"](np.array([0, 1]) * np.pi / 6), [1, 0.2])
+    assert np.allclose(SHAPES["heart"](np.array([0, 0.5, 1.5]) * np.pi), [0.62, 0.24, 1.0])
+
+
+def test_an_archive_that_is_there_is_checked_and_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets as known
+
+    monkeypatch.setattr(known.utils, "download_url", lambda *_: pytest.fail("it is there"))
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"something else")
+    with pytest.raises(tl.DataError, match="cifar-10-python.tar.gz is not the published file"):
+        cifar10(tmp_path, download=True)
+
+
+# Reports
+
+
+def ramp(path: Path, turned: int) -> None:
+    "Nine columns and eight rows of grey that grow to the right; in so many rows, one step goes down."
+    grid = np.tile(100 + 4 * np.arange(9, dtype=np.uint8), (8, 1))
+    grid[:turned, 4] -= 6
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.kron(grid, np.ones((10, 10), np.uint8))).save(path)
+
+
+@pytest.mark.parametrize(("turned", "near"), [(1, True), (3, True), (4, False)])
+def test_pictures_that_differ_in_three_of_64_comparisons_look_alike(tmp_path: Path, turned: int, near: bool) -> None:
+    ramp(tmp_path / "p/a/0.png", 0)
+    ramp(tmp_path / "p/a/1.png", turned)
+    for number in range(2):
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "p/a" / f"noise{number}.png")
+    ramp(tmp_path / "p/b/0.png", 8)
+    found = [p for p in tl.check(tmp_path / "p").problems if p.kind == "near duplicate" and p.path.endswith("1.png")]
+    assert bool(found) == near
+
+
+def test_fewer_than_two_classes_after_leaving_out(colours: Path) -> None:
+    for name in ("red", "green"):
+        for file in (colours / name).iterdir():
+            file.write_bytes(b"no image")
+    with pytest.raises(tl.DataError, match="fewer than two classes"):
+        gather(colours, None, tl.read_settings(size=16, on_bad="skip"), Preprocess(least=8))
+
+
+def test_classes_keep_their_order_beside_a_validation_folder(colours: Path, tmp_path: Path) -> None:
+    import shutil
+
+    for place in ("one", "two"):
+        for name, colour in (("2", "red"), ("10", "blue")):
+            shutil.copytree(colours / colour, tmp_path / place / name)
+            for number, file in enumerate(sorted((tmp_path / place / name).iterdir())):
+                (file.unlink if (number < 6) == (place == "one") else file.touch)()
+    material, _, classes = gather(tmp_path / "one", tmp_path / "two", tl.read_settings(size=16), Preprocess(least=8))
+    assert classes == ("2", "10") and len(material.labels) == len(material.valid_labels) == 12
+
+
+def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for name, words in (("file", "not a folder"), ("gone", "there is no such folder")):
+        with pytest.raises(tl.DataError, match=words):
+            tl.scan(tmp_path / name)

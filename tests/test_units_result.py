@@ -1,5 +1,6 @@
 """The result in miniature: what temperature, size, seed and state do to answers, files and explanations."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from torch import nn
 
 import tl_tutorial as tl
 from tl_tutorial.backbones import Network, Preprocess
-from tl_tutorial.checkpoints import restore, store
-from tl_tutorial.classifier import Classifier
+from tl_tutorial.checkpoints import read_file, restore, store, write_file
+from tl_tutorial.classifier import Classifier, Prediction, Predictions
 from tl_tutorial.explaining import grad_cam, nearest, overlay
 from tl_tutorial.metrics import calibration_bins, calibration_error, evaluation, fit_temperature, softmax
 
@@ -166,3 +167,53 @@ def test_the_newest_whole_state_is_restored(tmp_path: Path) -> None:
     (tmp_path / "run" / "state.previous.safetensors").write_bytes(b"")
     with pytest.raises(tl.ModelError, match="damaged"):
         restore(tmp_path / "run")
+
+
+def test_a_file_has_the_rights_that_the_user_gives_to_new_files(tmp_path: Path) -> None:
+    for mask in (0o000, 0o027):
+        before = os.umask(mask)
+        try:
+            write_file(tmp_path / "m.safetensors", {"a": torch.ones(2)}, {})
+            (tmp_path / "plain").write_text("x")
+        finally:
+            os.umask(before)
+        assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+        (tmp_path / "plain").unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.safetensors"], "no draft is left"
+
+
+BAD = {"classes": [["a", "a", "b"], [1, 2, 3], []], "size": [7, 4097, "x"], "temperature": [0.0, 0.01, 100.0, float("nan")], "format": [2],
+       "settings": [{"sed": 1}], "preprocess": [{"mean": 0.5}]}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_description_that_makes_no_sense_is_refused(name: str, tmp_path: Path) -> None:
+    tensors, found = read_file(tl.fine_tune(colours_of(tmp_path), arch="small_cnn", epochs=0, size=8, progress=False).save(tmp_path / "m.safetensors"))
+    for value in BAD[name]:
+        write_file(tmp_path / "bad.safetensors", tensors, found | {name: value})
+        with pytest.raises(tl.ModelError, match=r"bad\.safetensors"):
+            tl.load(tmp_path / "bad.safetensors")
+
+
+def colours_of(place: Path) -> Path:
+    for name in ("a", "b", "c"):
+        (place / "p" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(np.random.default_rng([ord(name), number]).integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(place / "p" / name / f"{number}.png")
+    return place / "p"
+
+
+def test_what_cannot_be_judged_is_refused() -> None:
+    for probabilities, labels in ((np.zeros((0, 3)), []), (np.eye(3), [0, 1]), (np.eye(3)[:, :2], [0, 1, 1])):
+        with pytest.raises(ValueError, match="one row for each label"):
+            evaluation(probabilities, labels, ("a", "b", "c"))
+    for labels in ([0, 1, 3], [0, -1, 2]):
+        with pytest.raises(ValueError, match="number them from 0"):
+            evaluation(np.eye(3), labels, ("a", "b", "c"))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        evaluation(np.full((1, 3), np.nan), [0], ("a", "b", "c"))
+
+
+def test_predictions_are_a_table() -> None:
+    found = Predictions([Prediction(Path("a long name.png"), "cat", 0.25, {"cat": 0.25}), Prediction(None, "dog", 0.5, {})])
+    assert repr(found) == "a long name.png  0.250  cat\nimage 1          0.500  dog" and repr(Predictions()) == "no pictures"
