@@ -51,6 +51,10 @@ def test_every_kind_of_mistake_is_made() -> None:
     assert table["returns None"] == {"return min(a, b) if a else g(a, k=1) → return None"}
 
 
+def test_the_same_change_twice_in_a_line_is_two_mistakes() -> None:
+    assert found("x = f(1, 1)\n")["constant"] == {"1 → (2)", "1 → (0)", "1 → (2) [2]", "1 → (0) [2]"}
+
+
 def test_nothing_is_changed_where_it_does_not_matter() -> None:
     changed = [text for _, text in mutate.mutants("room", SOURCE)]
     for kept in ('"1 + 1" = ', "-> 0 + 0:  # 1 < 2", "if TYPE_CHECKING:", "__all__ = ['f']"):
@@ -63,7 +67,7 @@ def test_every_mistake_of_the_package_is_code_of_its_own() -> None:
         source = path.read_text()
         for mutant, changed in mutate.mutants(path.stem, source)[::7]:
             assert changed != source and compile(changed, path.name, "exec"), mutant
-            assert source.splitlines()[mutant.line - 1].strip() == mutant.source
+            assert source.split("\n")[mutant.line - 1].strip() == mutant.source
 
 
 def test_the_choice_is_even_and_can_be_made_again() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 import tl_tutorial as tl
 from tl_tutorial.backbones import Preprocess
 from tl_tutorial.batches import AUGMENTATIONS, Augmentation, Batches, augment, augmentation_for, uniforms
-from tl_tutorial.datasets import SHAPES, cache_home, cifar10, draw_shapes, shapes, write_folder
+from tl_tutorial.datasets import SHAPES, cache_home, cifar10, digits, draw_shapes, shapes, write_folder
 from tl_tutorial.folder import Item, find_images
 from tl_tutorial.material import gather, pick_size
 from tl_tutorial.pixels import load_pixels, read_image, to_square
@@ -278,6 +278,13 @@ def test_arrays_and_labels_of_other_lengths_are_no_folder(tmp_path: Path) -> Non
     assert first == tmp_path / "p" and len(list(first.rglob("*.png"))) == 4 and shapes(first, ("ring",)) == first, "what is there stays"
     one, two = shapes(None, ("circle",), per_class=1, size=8), shapes(None, ("circle",), per_class=1, size=9)
     assert one != two and one.parent == cache_home() and Image.open(next(two.rglob("*.png"))).size == (9, 9)
+
+
+def test_digits_go_where_they_are_told(tmp_path: Path) -> None:
+    folder = digits(tmp_path / "d")
+    assert folder == tmp_path / "d" and sorted(p.name for p in folder.iterdir()) == list("0123456789") and not cache_home().exists()
+    pictures = [np.asarray(Image.open(file)) for file in sorted(folder.rglob("*.png"))]
+    assert len(pictures) == 1797 and {p.shape for p in pictures} == {(8, 8)} and max(p.max() for p in pictures) == 255
 
 
 def test_the_borders_of_shapes() -> None:

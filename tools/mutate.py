@@ -31,6 +31,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -140,7 +141,7 @@ def inside(node: ast.AST) -> Iterator[ast.AST]:
 
 def mutants(room: str, source: str) -> list[tuple[Mutant, str]]:
     "Every mistake that can be planted in a room, with the room's source once it is there."
-    data, lines, found = source.encode(), source.splitlines(), []
+    data, lines, found, seen = source.encode(), source.split("\n"), [], Counter()
     starts = [0, *itertools.accumulate(len(line) for line in data.splitlines(keepends=True))]
     for node in inside(ast.parse(source)):
         for operator, new in changes(node):
@@ -148,7 +149,10 @@ def mutants(room: str, source: str) -> list[tuple[Mutant, str]]:
             begin, end = starts[place.lineno - 1] + place.col_offset, starts[place.end_lineno - 1] + place.end_col_offset
             changed = (data[:begin] + new.encode() + data[end:]).decode()
             old = " ".join(data[begin:end].decode().split())
-            found.append((Mutant(room, place.lineno, lines[place.lineno - 1].strip(), operator, f"{old} → {new}"), changed))
+            mutant = Mutant(room, place.lineno, lines[place.lineno - 1].strip(), operator, f"{old} → {new}")
+            seen[mutant.key] += 1 # the same change may be possible twice in a line
+            again = f" [{seen[mutant.key]}]" if seen[mutant.key] > 1 else ""
+            found.append((replace(mutant, change=mutant.change + again), changed))
     return found
 
 
@@ -209,7 +213,7 @@ def _pytest(copy: Path, files: list[str], witness: Path) -> None:
 
     os.setsid()
     os.chdir(copy)
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS)) # a loop without end is noticed, whatever else the machine does
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 9)) # a loop without end, however busy the machine
     os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True
     sys.path[:] = [str(copy), *(p for p in sys.path if p and Path(p).resolve() != ROOT)]
@@ -228,11 +232,11 @@ def first_failure(copy: Path, files: list[str], limit: float) -> str | None:
     child = multiprocessing.get_context("fork").Process(target=_pytest, args=(copy, files, witness))
     child.start()
     child.join(limit)
-    if child.is_alive():
+    if late := child.is_alive():
         os.killpg(child.pid or 0, signal.SIGKILL)
         child.join()
-    if child.exitcode:
-        return "timeout"
+    if late or child.exitcode:
+        return "timeout" if late or child.exitcode == -signal.SIGXCPU else f"the tests ended with {child.exitcode}"
     return witness.read_text() if witness.exists() else None
 
 
