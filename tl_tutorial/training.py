@@ -133,7 +133,8 @@ def _resume(run: Run, journal: Journal, states: States, key: Any) -> bool: # Fal
 
 def _check_alike(run: Run, epochs: int, key: Any) -> None:
     "All processes must do the same work; otherwise they would wait for each other in vain."
-    mine = {"key": key, "epochs": epochs, "steps": len(run.train), "images": len(run.train.labels), "lr": run.rates()}
+    mine = {**(key if isinstance(key, dict) else {"key": key}), "epochs": epochs, "patience": run.settings.patience,
+            "steps": len(run.train), "images": len(run.train.labels), "rates": run.rates()}
     if differing := differences(run.peers.first(mine), mine):
         raise DataError(f"process {run.peers.rank} of {run.peers.world} was started with other pictures or settings "
                         f"than process 0 ({'; '.join(differing)[:200]}); give all of them the same")
@@ -235,5 +236,7 @@ def _epochs(run: Run, journal: Journal, valid: Batches | None, epochs: int, keep
                 since = time.perf_counter()
         if not interrupted:
             tell("epoch", _close_epoch(run, journal, valid, began))
+        keep()
+    if run.step == 0: # no epochs were asked for: the start is the result
         keep()
     return interrupted
