@@ -48,6 +48,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tl_tutorial.batches.augment': ('module/batches.html#augment', 'tl_tutorial/batches.py'),
                                      'tl_tutorial.batches.augmentation_for': ( 'module/batches.html#augmentation_for',
                                                                                'tl_tutorial/batches.py'),
+                                     'tl_tutorial.batches.stored_side': ('module/batches.html#stored_side', 'tl_tutorial/batches.py'),
                                      'tl_tutorial.batches.uniforms': ('module/batches.html#uniforms', 'tl_tutorial/batches.py')},
             'tl_tutorial.checkpoints': { 'tl_tutorial.checkpoints._commit': ( 'module/checkpoints.html#_commit',
                                                                               'tl_tutorial/checkpoints.py'),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 # %% auto #0
-__all__ = ['AUGMENTATIONS', 'uniforms', 'Augmentation', 'augmentation_for', 'augment', 'Batch', 'Batches']
+__all__ = ['AUGMENTATIONS', 'uniforms', 'Augmentation', 'augmentation_for', 'augment', 'Batch', 'stored_side', 'Batches']
 
 # %% ../nbs/module/08_batches.ipynb #e69c71d4
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -116,6 +116,12 @@ class Batch:
     labels: torch.Tensor # int64 [B], on the device
     index: np.ndarray # Which images these are [B]
     total: int # Size of the whole batch, over all processes
+
+def stored_side(
+    size: int, # Side of the crops (pixels)
+) -> int: # Pixels
+    "How large pictures are stored for crops of this size: a little larger, as 256 is to 224."
+    return -(-size * 8 // 7)
 
 class Batches:
     "Pixels and labels, given out as batches; epoch e is the same however often it is asked for."

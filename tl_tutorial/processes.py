@@ -125,11 +125,12 @@ class Peers:
                 dist.all_reduce(total)
             values.copy_(total)
 
-    def align(self, network: nn.Module) -> None:
-        "Give every process the parameters and buffers of process 0."
+    def align(self, network: nn.Module, parameters: bool = True) -> None:
+        "Give every process the parameters (unless only buffers are meant) and the buffers of process 0."
         if self.world > 1:
-            state = {name: value.cpu() for name, value in network.state_dict().items()} if self.rank == 0 else {}
-            network.load_state_dict(self.first(state))
+            names = set() if parameters else {name for name, _ in network.named_parameters()}
+            state = {name: value.cpu() for name, value in network.state_dict().items() if name not in names}
+            network.load_state_dict(self.first(state if self.rank == 0 else {}), strict=parameters)
 
     def share(self, network: nn.Module) -> None:
         "Sum the gradients over the processes, and average the statistics that are being learned."

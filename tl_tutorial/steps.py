@@ -171,8 +171,8 @@ class Run:
             if self.parts > 1:
                 raise DeviceError(TOO_SMALL) from error
             raise SettingsError(f"batch_size = {self.train.batch_size}: one picture of {images.shape[-1]} pixels in a "
-                                "step is too little for a BatchNorm layer that learns its statistics; raise batch_size, "
-                                "or size") from error
+                                "step is too little for a BatchNorm layer that learns its statistics; "
+                                "raise batch_size, or size") from error
 
     def _unscaled(self) -> bool:
         "Divide the gradients by the scale; False when they overflowed, and the step must be repeated."
@@ -194,8 +194,8 @@ class Run:
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         epoch = self.step // len(self.train) + 1
         raise TrainingError(f"the loss or its gradient is not finite (loss {loss:g}) at step {self.step}, "
-                            f"epoch {epoch}, learning rate {rate:.3g}, in a batch with {names}; the last good weights are "
-                            "kept; lower lr, or look at these images")
+                            f"epoch {epoch}, learning rate {rate:.3g}, in a batch with {names}; "
+                            "the last good weights are kept; lower lr, or look at these images")
 
     def rates(self) -> list[float]: # One per group of parameters
         "The peak learning rates."
