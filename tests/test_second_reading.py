@@ -248,12 +248,12 @@ def test_output_that_nobody_takes(colours: Path, end: str, code: int, said: str)
 
 
 def test_bfloat16_is_taken_only_where_the_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tl_tutorial.steps import half_precision
+    from tl_tutorial.inference import half_precision
 
     asked = []
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: asked.append(including_emulation) or including_emulation)
-    monkeypatch.setattr(torch, "autocast", lambda kind, dtype, enabled: enabled)
-    assert half_precision(torch.device("cuda"), tl.Settings()) is False and asked == [False]
+    monkeypatch.setattr(torch, "autocast", lambda kind, dtype, enabled: dtype)
+    assert half_precision(torch.device("cuda"), tl.Settings()) == torch.float16 and asked == [False]
 
 
 

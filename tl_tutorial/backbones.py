@@ -68,7 +68,11 @@ class Network(nn.Module):
         return found.mean((2, 3)) if found.ndim == 4 else found
 
     def forward(self, images: torch.Tensor) -> torch.Tensor: # [B, 3, H, W] in 0..1 → logits [B, classes]
-        return self.head(self.features(images))
+        found = self.features(images)
+        if not torch.is_autocast_enabled(found.device.type):
+            return self.head(found)
+        with torch.autocast(found.device.type, enabled=False): # in 16 bits, classes would tie for the first place
+            return self.head(found.float())
 
 # %% ../nbs/module/10_backbones.ipynb #e2ee0147
 def replace_head(

@@ -5,84 +5,90 @@
 # %% ../nbs/module/20_fine_tuning.ipynb #d5e71e29
 from __future__ import annotations
 
-import os
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from .backbones import Network, create
-from .classifier import Classifier
+from .classifier import Classifier, load
 from .folder import Folder
+from .inference import ordinary, out_of_memory, predict_logits
 from .material import Material, gather
 from .metrics import fit_temperature, wilson
+from .pixels import shown
+from .processes import Peers, join
 from .recipes import probe_then_tune
-from .settings import DeviceError, Settings, TLError, TrainingError, pick_device, read_settings
-from .steps import out_of_memory, predict_logits
+from .resuming import has_state, refuse_occupied
+from .settings import (DeviceError, ModelError, Settings, SettingsError, TLError, TrainingError, pick_device,
+                                  read_settings)
 from .training import Event, Listener, Outcome, StopSignals
 
+log = logging.getLogger("tl_tutorial")
+
 # %% auto #0
-__all__ = ['fine_tune', 'say']
+__all__ = ['log', 'fine_tune', 'say']
 
 # %% ../nbs/module/20_fine_tuning.ipynb #13c6cb39
-def _group(device: torch.device) -> tuple[torch.device, tuple[int, int]]:
-    "This process's device and shard; joins the others when started by torchrun."
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return device, (0, 1)
-    from torch import distributed as dist
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        except ValueError as error: # a variable that torchrun sets is missing
-            raise DeviceError(f"WORLD_SIZE={world} asks for several processes, but {str(error)[:100]}; "
-                              "start with torchrun, or unset WORLD_SIZE") from None
-    return device, (dist.get_rank(), world)
-
 def fine_tune(
     folder: str | Path | Folder, # folder/CLASS/*.jpg, or with train/ and valid/ above the classes
     valid: str | Path | Folder | None = None, # Validation folder; None sets part of each class aside
     arch: str | nn.Module | None = None, # Backbone; None takes efficientnet_lite0 or what settings.ini says
     epochs: int | None = None, # Fine-tuning epochs after the probe; None lets the size of the data decide
     size: int | None = None, # Side of the images (pixels); None lets the data decide
-    seed: int | None = None, # Same seed, same weights on the CPU; None is 42 or what settings.ini says
+    seed: int | None = None, # Same seed and threads, same weights on the CPU; None is 42 or settings.ini's
     device: str | None = None, # auto, cpu, cuda, cuda:N or mps; None is auto or what settings.ini says
     on_bad: str | None = None, # "error" or "skip" for unreadable images; None is "error" or what settings.ini says
     checkpoint: str | Path | None = None, # Folder in which the run's state is kept
     resume: bool = False, # Go on from the state in `checkpoint`
     progress: bool = True, # Bars and one line per epoch on stderr
     listeners: Sequence[Listener] = (), # Called with each event
-    stop: Callable[[], bool] | None = None, # Asked after every step; None listens for Ctrl-C and SIGTERM
-    **knobs: Any, # Any other setting, e.g. lr=1e-3, weights="none", loss="mse"
+    stop: Callable[[], bool] | None = None, # Asked after every step; None listens for Ctrl-C, SIGTERM, SIGHUP
+    **knobs: Any, # Any other setting, e.g. lr=1e-3, weights="mine.safetensors"
 ) -> Classifier: # Trained, calibrated, ready to use
     "Fine-tune a pretrained network on a folder of labelled pictures; the best weights are kept."
+    paths = {"folder": folder, "valid": valid, "checkpoint": checkpoint}
+    _check_kinds(paths, arch, knobs.get("weights"), {"resume": resume, "progress": progress}, listeners, stop)
+    if resume and checkpoint is None:
+        raise SettingsError("resume = True: needs checkpoint=FOLDER, the folder in which the run's state was kept")
     name = arch if isinstance(arch, str) else None
     settings = read_settings(arch=name, epochs=epochs, size=size, seed=seed, device=device, on_bad=on_bad, **knobs)
-    place, shard = _group(pick_device(settings.device))
-    with StopSignals() if stop is None else nullcontext(stop) as asked, _explained(shard):
+    kept = None if checkpoint is None else Path(checkpoint).expanduser()
+    place, shard = join(pick_device(settings.device))
+    with (ordinary(), StopSignals() if stop is None else nullcontext(stop) as asked, _explained(),
+          Peers(shard, place).together()):
         with _at_once(asked):
-            body: Any = arch if isinstance(arch, nn.Module) else settings.arch
-            network = create(body, 2, settings.weights, settings.seed) # two classes until the folder is known
-            material, _, classes = gather(folder, valid, settings, network.preprocess, place, shard, progress and shard[0] == 0)
-            network = _with_head(network, len(classes), settings.seed)
-        loud = [say] if progress and shard[0] == 0 else []
-        kept = Path(checkpoint) if checkpoint is not None else None
+            if shard[0] == 0: # the others may stand where there is no such folder
+                _look_at(kept, resume)
+            start, known = _start(arch, settings)
+            material, _, classes = gather(folder, valid, settings, start.preprocess, place, shard,
+                                          progress and shard[0] == 0)
+            network = _with_head(start, known, classes, settings.seed)
+        settings = replace(settings, arch=network.arch)
+        heard = [*([say] if progress and shard[0] == 0 else []), *listeners]
         try:
-            outcome = probe_then_tune(network, material, settings, [*loud, *listeners], kept, resume, asked)
+            outcome = probe_then_tune(network, material, settings, heard, kept, resume, asked,
+                                      keep=set(classes) <= set(known))
         except TrainingError as error: # what was learned so far is not lost
-            error.classifier = Classifier(network.eval(), classes, material.size, replace(settings, arch=network.arch))
+            error.classifier = Classifier(network.eval(), classes, material.size, settings)
             raise
         metrics, temperature = _judged(network.eval(), material, settings, outcome)
-    settings = replace(settings, arch=network.arch)
-    return Classifier(network, classes, material.size, settings, outcome.history, metrics, temperature, outcome.interrupted)
+    return Classifier(network, classes, material.size, settings, outcome.history, metrics, temperature,
+                      outcome.interrupted)
+
+def _look_at(kept: Path | None, resume: bool) -> None:
+    "Is the checkpoint folder right, before the long work begins?"
+    refuse_occupied(kept, resume)
+    if kept is not None and resume and not has_state(kept):
+        log.warning("%s: no state is kept there; the run starts from its beginning", kept)
 
 @contextmanager
 def _at_once(asked: Callable[[], bool]) -> Iterator[None]:
@@ -96,22 +102,17 @@ def _at_once(asked: Callable[[], bool]) -> Iterator[None]:
             asked.at_once = False
 
 @contextmanager
-def _explained(shard: tuple[int, int]) -> Iterator[None]:
-    "Turn a lack of memory and a lost process into one sentence."
+def _explained() -> Iterator[None]:
+    "Turn a lack of memory into one sentence; what else was raised stays what it is."
     try:
         yield
-    except TLError:
-        raise
-    except MemoryError:
-        raise DeviceError("not enough memory; lower cache_mb, size or batch_size in settings.ini") from None
+    except MemoryError as error:
+        raise DeviceError("not enough memory; lower cache_mb, size or batch_size in settings.ini") from error
     except RuntimeError as error:
-        if out_of_memory(error):
-            raise DeviceError(f"the device has too little memory ({str(error).splitlines()[0][:100]}); choose a smaller size, "
-                              "a smaller network, or device='cpu'") from None
-        if shard[1] == 1:
+        if isinstance(error, TLError) or not out_of_memory(error):
             raise
-        raise TrainingError(f"process {shard[0]} of {shard[1]} cannot reach the others ({str(error).splitlines()[0][:100]}); "
-                            "start all of them again, with --resume where there is a checkpoint") from None
+        raise DeviceError(f"the device has too little memory ({str(error).splitlines()[0][:100]}); choose a smaller "
+                          "size, a smaller network, or device='cpu'") from error
 
 def _judged(network: Network, material: Material, settings: Settings, outcome: Outcome) -> tuple[dict[str, Any], float]:
     "Metrics on the validation pictures, and the temperature that suits them."
@@ -120,21 +121,82 @@ def _judged(network: Network, material: Material, settings: Settings, outcome: O
         return {}, 1.0
     logits = predict_logits(network, judged, settings).numpy()
     right, total = int((logits.argmax(1) == material.valid_labels).sum()), len(logits)
-    metrics = {"valid_accuracy": right / total, "valid_total": total, "valid_interval": list(wilson(right, total)),
-               "best_epoch": outcome.best_epoch, "steps": outcome.steps}
+    metrics = {"valid_accuracy": right / total, "valid_total": total,
+               "valid_interval": list(wilson(right, total)), "best_epoch": outcome.best_epoch,
+               "steps": outcome.steps}
     return metrics, fit_temperature(logits, material.valid_labels) if total >= 30 else 1.0
-
-def _with_head(network: Network, classes: int, seed: int) -> Network:
-    "The same body with a new head of the right width, drawn from the seed."
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Network(network.body, network.head.in_features, classes, network.preprocess, network.arch, network.pretrained)
 
 def say(
     event: Event, # What happened
 ) -> None:
     "A listener: one line per epoch on stderr."
-    if event.kind == "epoch":
+    if event.kind == "epoch" and sys.stderr is not None:
         row = event.row
-        valid = f", validation {row['valid_loss']:.3f}, {row['valid_accuracy']:.3f} right" if "valid_loss" in row else ""
-        print(f"epoch {row['epoch']}: training loss {row['train_loss']:.3f}{valid}, {row['seconds']:.1f} s", file=sys.stderr)
+        judged = "valid_loss" in row
+        valid = f", validation {row['valid_loss']:.3f}, {row['valid_accuracy']:.3f} right" if judged else ""
+        with suppress(OSError): # nobody reads it any more, e.g. after a lost connection
+            print(f"epoch {row['epoch']}: training loss {row['train_loss']:.3f}{valid}, {row['seconds']:.1f} s",
+                  file=sys.stderr)
+
+# %% ../nbs/module/20_fine_tuning.ipynb #93844f0a
+def _start(arch: str | nn.Module | None, settings: Settings) -> tuple[Network, tuple[str, ...]]:
+    "The network to start from, and the names of the classes that its head knows."
+    if not _is_ours(settings.weights):
+        body: Any = arch if isinstance(arch, nn.Module) else settings.arch
+        return create(body, 2, settings.weights, settings.seed), () # two classes until the folder is known
+    before = load(Path(settings.weights).expanduser(), "cpu", arch if isinstance(arch, nn.Module) else None)
+    if isinstance(arch, str) and arch != before.network.arch:
+        raise ModelError(f"{settings.weights}: this classifier was made with {before.network.arch}, not with {arch}; "
+                         "leave arch out, or give other weights")
+    before.network.pretrained = True
+    return before.network, before.classes
+
+def _is_ours(weights: str) -> bool:
+    "Is this a file of Classifier.save?"
+    from safetensors import SafetensorError, safe_open
+    file = Path(weights).expanduser()
+    if not file.is_file():
+        return False
+    with suppress(SafetensorError, OSError), safe_open(file, framework="pt") as found:
+        return "tl_tutorial" in (found.metadata() or {})
+    return False
+
+def _with_head(start: Network, known: tuple[str, ...], classes: tuple[str, ...], seed: int) -> Network:
+    "The same body with a head for these classes, drawn from the seed; rows of known classes are kept."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Network(start.body, start.head.in_features, len(classes), start.preprocess, start.arch,
+                          start.pretrained)
+    with torch.no_grad():
+        for row, name in enumerate(classes):
+            if name in known:
+                network.head.weight[row] = start.head.weight[known.index(name)]
+                network.head.bias[row] = start.head.bias[known.index(name)]
+    return network
+
+# %% ../nbs/module/20_fine_tuning.ipynb #f4a7978b
+def _no(name: str, value: Any, wanted: str) -> SettingsError:
+    return SettingsError(f"{name} = {shown(repr(value))[:80]}: {wanted}")
+
+def _check_kinds(paths: dict[str, Any], arch: Any, weights: Any, switches: dict[str, Any], listeners: Any,
+                 stop: Any) -> None:
+    "Raise SettingsError for an argument of a kind that cannot be used."
+    for name, value in paths.items():
+        kinds = (str, PathLike) if name == "checkpoint" else (str, PathLike, Folder)
+        if (value is not None or name == "folder") and not isinstance(value, kinds):
+            raise _no(name, value, "give the path of a folder" + (", or what scan() gave" if Folder in kinds else ""))
+        if isinstance(value, str) and not value.strip():
+            raise _no(name, value, "this is empty; give the path of a folder")
+    if isinstance(arch, type) or (callable(arch) and not isinstance(arch, nn.Module)):
+        raise _no("arch", arch, f"call it first, and give the module: arch={getattr(arch, '__name__', 'it')}()")
+    if arch is not None and not isinstance(arch, (str, nn.Module)):
+        raise _no("arch", arch, "give the name of a network or a module; a file of weights is given as weights=")
+    if weights is not None and not isinstance(weights, (str, PathLike)):
+        raise _no("weights", weights, "give default, none, the name of weights, or the path of a file")
+    for name, value in switches.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise _no(name, value, "give True or False")
+    if not isinstance(listeners, Sequence) or not all(map(callable, listeners)):
+        raise _no("listeners", listeners, "give a list of functions that take an event")
+    if stop is not None and not callable(stop):
+        raise _no("stop", stop, "give a function without arguments that says True when the run shall stop")

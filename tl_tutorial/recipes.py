@@ -9,7 +9,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,39 +21,39 @@ from .backbones import Network, blocks
 from .batches import Batches
 from .folder import Item, digest
 from .freezing import freeze, freeze_statistics
+from .inference import features, quick_format
 from .material import Material
+from .processes import Peers
+from .resuming import FREE, has_state
 from .settings import Settings, TrainingError
-from .steps import Run, balance, half_precision, in_parts, losses, quick_format
+from .steps import Run, balance, losses
 from .training import Listener, Outcome, fit
 
 # %% auto #0
-__all__ = ['PULLS', 'features', 'fit_head', 'probe', 'default_epochs', 'default_rate', 'probe_then_tune', 'RateCurve',
-           'find_rate', 'cross_validate']
+__all__ = ['PULLS', 'SGD', 'fit_head', 'probe', 'default_epochs', 'default_rate', 'probe_then_tune', 'RateCurve', 'find_rate',
+           'cross_validate']
 
 # %% ../nbs/module/17_recipes.ipynb #7e0d49f9
-@torch.no_grad()
-def features(
-    network: Network, # Put into eval mode
-    batches: Batches, # In their fixed order
-    settings: Settings | None = None, # For mixed precision
-) -> torch.Tensor: # float32 [N, F] on the CPU
-    "The feature vector of every image; the body sees each image once."
-    network.eval()
-    with half_precision(batches.device, settings or Settings()):
-        found = [in_parts(network.features, b.images.to(memory_format=quick_format(batches.device))) for b in batches.epoch()]
-    return torch.cat(found).cpu()
+def _unit(centred: torch.Tensor) -> float:
+    "The size of features that are far from the usual one; 1 for those that are not, which stay as they are to the bit."
+    size = float(centred.abs().max())
+    return size if 0 < size < 1e-2 or 1e2 < size < float("inf") else 1.0
 
 def fit_head(
-    inputs: torch.Tensor, # Features [N, F]
+    inputs: torch.Tensor, # Features [N, F], of any size
     labels: torch.Tensor, # int64 [N]
     classes: int, # C
     settings: Settings, # loss, label_smoothing, class_weights
     pull: float = 0.01, # Strength of the pull to zero, on standardised features
 ) -> tuple[torch.Tensor, torch.Tensor]: # Weight [C, F] and bias [C] for raw features
     "Fit a linear layer by L-BFGS; deterministic."
-    mean, scale = inputs.mean(0), inputs.std(0, correction=0) + 1e-6
-    x = (inputs - mean) / scale
-    weight, bias = torch.zeros(classes, x.shape[1], requires_grad=True), torch.zeros(classes, requires_grad=True)
+    inputs = inputs.detach().float()
+    unit = _unit(inputs - inputs.mean(0))
+    ours = inputs / unit
+    mean, scale = ours.mean(0), ours.std(0, correction=0) + 1e-6
+    x = (ours - mean) / scale
+    weight = x.new_zeros(classes, x.shape[1]).requires_grad_()
+    bias = x.new_zeros(classes).requires_grad_()
     share = balance(labels, classes) if settings.class_weights else None
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe")
     def closure() -> torch.Tensor:
@@ -64,7 +64,7 @@ def fit_head(
     optimizer.step(closure)
     with torch.no_grad():
         raw = weight / scale
-        return raw, bias - raw @ mean
+        return raw / unit, bias - raw @ mean
 
 # %% ../nbs/module/17_recipes.ipynb #2721cf2a
 PULLS = (0.3, 0.1, 0.03, 0.01, 0.003)
@@ -73,23 +73,24 @@ def probe(
     network: Network, # Its head is replaced; its body does not change
     material: Material, # Training and validation pictures
     settings: Settings, # loss, class_weights, …
+    keep: bool = False, # The head that it has knows these classes: it is a candidate too
 ) -> dict[str, Any]: # The history's first row
     "Fit the head on cached features; the pull is chosen on the validation pictures."
     began = time.perf_counter()
-    inputs, labels = features(network, material.train(settings, still=True), settings), torch.from_numpy(material.labels)
-    valid, best = material.valid(), None
+    inputs = features(network, material.train(settings, still=True), settings)
+    labels, valid = torch.from_numpy(material.labels), material.valid()
     seen = features(network, valid, settings) if valid else inputs
     truth = torch.from_numpy(material.valid_labels) if valid else labels
+    candidates = [(network.head.weight.detach().cpu(), network.head.bias.detach().cpu())] if keep and valid else []
     for pull in PULLS if valid else (0.03,):
-        weight, bias = fit_head(inputs, labels, material.classes, settings, pull)
-        loss = float(losses(seen @ weight.T + bias, truth, settings).mean())
-        if best is None or loss < best[0]:
-            best = (loss, weight, bias)
-    assert best is not None
-    network.head.load_state_dict({"weight": best[1], "bias": best[2]})
-    logits = inputs @ best[1].T + best[2]
+        candidates.append(fit_head(inputs, labels, material.classes, settings, pull))
+    judged = [float(losses(seen @ weight.T + bias, truth, settings).mean()) for weight, bias in candidates]
+    weight, bias = candidates[int(np.argmin(np.nan_to_num(judged, nan=np.inf)))]
+    network.head.load_state_dict({"weight": weight, "bias": bias})
+    logits = inputs @ weight.T + bias
     return {"stage": "probe", "lr": 0.0, "train_loss": float(losses(logits, labels, settings).mean()),
-            "train_accuracy": float((logits.argmax(1) == labels).float().mean()), "seconds": round(time.perf_counter() - began, 2)}
+            "train_accuracy": float((logits.argmax(1) == labels).float().mean()),
+            "seconds": round(time.perf_counter() - began, 2)}
 
 # %% ../nbs/module/17_recipes.ipynb #bc52a561
 def default_epochs(
@@ -99,11 +100,35 @@ def default_epochs(
     seen = 1600 if count < 200 else 5600 # pictures, in all epochs
     return int(np.clip(round(seen / max(1, count)), 4, 12 if count < 200 else 8))
 
+SGD = 30.0 # its rate as a multiple of AdamW's
+
 def default_rate(
     count: int, # Training images
-) -> float: # Between 2e-4 and 1e-3
-    "The peak rate for a pretrained network: many images may move it further than few."
-    return 2e-4 * float(np.clip(count / 200, 1, 5))
+    pretrained: bool = True, # Is there anything worth keeping in the body?
+    optimizer: str = "adamw", # adamw or sgd
+) -> float: # The peak rate
+    "The peak rate: many images may move a pretrained network further than few; SGD needs larger numbers."
+    rate = 2e-4 * float(np.clip(count / 200, 1, 5)) if pretrained else 3e-3
+    return rate * (SGD if optimizer == "sgd" else 1.0)
+
+def _key(network: Network, material: Material, settings: Settings) -> dict[str, Any]:
+    "What a kept state belongs to: settings, pictures, and the shape of the network (of a module of one's own too)."
+    shape = [(name, tuple(value.shape)) for name, value in network.state_dict().items()]
+    knobs = {name: value for name, value in asdict(settings).items() if name not in FREE}
+    return {**knobs, "pictures": material.digest(), "network": hashlib.sha256(f"{shape}".encode()).hexdigest(),
+            "steps": len(replace(material, device="cpu").train(settings))} # its copy of the pixels stays off the GPU
+
+def _prepare(network: Network, settings: Settings) -> None:
+    "Choose what learns: all of a network at random weights; of a pretrained one the later blocks, without statistics."
+    if network.pretrained:
+        parts = blocks(network.body)
+        for part in parts[:round(len(parts) * (1 - settings.tuned))]:
+            freeze(part)
+        freeze_statistics(network)
+        return
+    # A long memory suits finished statistics; new ones must follow the weights, or evaluation lags behind.
+    for norm in (part for part in network.modules() if isinstance(part, _BatchNorm)):
+        norm.momentum = 0.1
 
 def probe_then_tune(
     network: Network, # Trained in place; ends with the best weights
@@ -113,26 +138,20 @@ def probe_then_tune(
     folder: Path | None = None, # Where the state is kept
     resume: bool = False, # Go on from the state in `folder`
     stop: Callable[[], bool] = lambda: False, # Asked after every step
+    keep: bool = False, # The network's head knows these classes: it is a candidate
 ) -> Outcome: # History, best epoch, and whether it was interrupted
     "Fit the head on the frozen body, then fine-tune with small rates (LP-FT, Kumar et al. 2022, arXiv:2202.10054)."
-    network.to(device=material.device, memory_format=quick_format(torch.device(material.device)))  # type: ignore[call-overload]
-    shape = [(name, tuple(value.shape)) for name, value in network.state_dict().items()] # tells modules of one's own apart
-    key = hashlib.sha256(f"{replace(settings, device='')} {material.digest()} {shape}".encode()).hexdigest()
-    epochs = default_epochs(len(material.labels)) if settings.epochs < 0 else settings.epochs
-    row, lr = None, settings.lr or (default_rate(len(material.labels)) if network.pretrained else 3e-3)
+    device = torch.device(material.device)
+    network.to(device=device, memory_format=quick_format(device))  # type: ignore[call-overload]
+    key, count = _key(network, material, settings), len(material.labels)
+    epochs = default_epochs(count) if settings.epochs < 0 else settings.epochs
+    lr = settings.lr or default_rate(count, network.pretrained, settings.optimizer)
     settings = replace(settings, decay_rate=settings.decay_rate or (0.8 if network.pretrained else 1.0))
-    if network.pretrained:
-        resumed = resume and folder is not None and any(folder.glob("state*.safetensors"))
-        row = None if resumed else probe(network, material, settings)
-        parts = blocks(network.body)
-        for part in parts[:round(len(parts) * (1 - settings.tuned))]:
-            freeze(part)
-        freeze_statistics(network)
-    else: # a long memory suits finished statistics; new ones must follow the weights, or evaluation lags behind
-        for norm in (part for part in network.modules() if isinstance(part, _BatchNorm)):
-            norm.momentum = 0.1
-    return fit(network, material.train(settings), material.valid(), settings, epochs, lr, row, listeners, folder, resume, key, stop,
-               average=network.pretrained)
+    there = Peers(material.shard, device).first(resume and folder is not None and has_state(folder))
+    row = probe(network, material, settings, keep) if network.pretrained and not there else None
+    _prepare(network, settings)
+    return fit(network, material.train(settings), material.valid(), settings, epochs, lr, first_row=row,
+               listeners=listeners, folder=folder, resume=resume, key=key, stop=stop, average=network.pretrained)
 
 # %% ../nbs/module/17_recipes.ipynb #b68c01c2
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from .backbones import Network
 from .batches import Batch, Batches
 from .freezing import parameter_groups
-from .settings import DataError, DeviceError, Settings, TrainingError
+from .inference import (TOO_SMALL, half_precision, half_type, in_parts, out_of_memory,  # noqa: F401
+                                   predict_logits, quick_format) # some are asked for in this room, where they were
+from .processes import Peers
+from .settings import DataError, DeviceError, Settings, SettingsError, TrainingError
 
 # %% auto #0
-__all__ = ['TOO_SMALL', 'losses', 'balance', 'rate_factor', 'quick_format', 'half_precision', 'predict_logits', 'out_of_memory',
-           'in_parts', 'seeded', 'check_labels', 'Run']
+__all__ = ['losses', 'balance', 'rate_factor', 'seeded', 'check_labels', 'Run', 'part']
 
 # %% ../nbs/module/14_steps.ipynb #5dc7ce63
 def losses(
@@ -32,7 +34,9 @@ def losses(
 ) -> torch.Tensor: # [B]
     "The loss of each image: cross-entropy, or squared error on one-hot targets."
     if settings.loss == "mse":
-        each = (logits - F.one_hot(labels, logits.shape[1])).square().mean(1)
+        share = settings.label_smoothing
+        target = F.one_hot(labels, logits.shape[1]) * (1 - share) + share / logits.shape[1]
+        each = (logits - target).square().mean(1)
     else:
         each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=settings.label_smoothing)
     return each if class_weights is None else each * class_weights[labels]
@@ -57,56 +61,6 @@ def rate_factor(
         return (step + 1) / rise
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
-# %% ../nbs/module/14_steps.ipynb #f8a5eaaf
-def quick_format(
-    device: torch.device, # Where the network computes
-) -> torch.memory_format: # How images and weights are laid out
-    "Channels last on GPUs and CPUs (measured: 1.5 to 2 times faster for EfficientNet-Lite0 on a CPU); the usual order on MPS."
-    return torch.contiguous_format if device.type == "mps" else torch.channels_last
-
-def half_precision(
-    device: torch.device, # Where the network computes
-    settings: Settings, # amp = false switches it off
-) -> Any: # A context manager
-    "Autocast to bfloat16 on GPUs that have it; a CPU without it would be several times slower."
-    able = device.type == "cuda" and settings.amp and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=able)
-
-TOO_SMALL = "out of memory even with one image at a time; choose a smaller size, a smaller network, or device='cpu'"
-
-@torch.no_grad()
-def predict_logits(
-    network: torch.nn.Module, # Put into eval mode
-    batches: Batches, # In their fixed order
-    settings: Settings | None = None, # For mixed precision
-) -> torch.Tensor: # float32 [N, C] on the CPU, in the order of the images
-    "The logits of every image."
-    network.eval()
-    with half_precision(batches.device, settings or Settings()):
-        return torch.cat([in_parts(network, batch.images.to(memory_format=quick_format(batches.device))) for batch in batches.epoch()]).cpu()
-
-def out_of_memory(
-    error: BaseException, # Anything that was raised
-) -> bool: # Memory was short
-    "Is this one of the ways in which PyTorch says that memory is short?"
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
-
-def in_parts(
-    work: Callable[[torch.Tensor], torch.Tensor], # Images [B, …] → rows [B, …], each row from its own image alone
-    images: torch.Tensor, # A batch
-) -> torch.Tensor: # float32, one row per image
-    "Work on a batch in as many parts as the memory needs."
-    parts = 1
-    while True:
-        try:
-            return torch.cat([work(part).float() for part in images.chunk(parts)])
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-        if parts >= len(images):
-            raise DeviceError(TOO_SMALL)
-        parts *= 2
-
 # %% ../nbs/module/14_steps.ipynb #9ad25944
 @contextmanager
 def seeded(
@@ -114,47 +68,54 @@ def seeded(
     step: int, # The step about to be done
     device: torch.device, # Whose random numbers are seeded
 ) -> Iterator[None]: # Use as `with seeded(…):`
-    "Inside, PyTorch's random numbers (dropout) depend on (seed, step) only; outside, those of the CPU and of this device are as before."
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed((seed * 1_000_003 + step) % 2**63)
-        yield
+    "Inside, PyTorch's random numbers (dropout) depend on (seed, step) only; outside, they are as before."
+    apple = torch.mps.get_rng_state() if device.type == "mps" else None # fork_rng cannot ask MPS for one device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], device_type="cuda"):
+        try:
+            torch.manual_seed((seed * 1_000_003 + step) % 2**63)
+            yield
+        finally:
+            if apple is not None:
+                torch.mps.set_rng_state(apple)
 
 def check_labels(
     batches: Batches, # Images with labels
     classes: int, # C
 ) -> None: # Raises DataError
-    "Every label must be the number of a class; PyTorch passes over -100 in silence, and another number ends all work on a GPU."
+    "Every label must be the number of a class; PyTorch passes over -100, and another number ends all work on a GPU."
     wrong = np.flatnonzero((batches.labels < 0) | (batches.labels >= classes))
     if len(wrong):
         first = int(wrong[0])
         name = batches.names[first] if batches.names else f"image {first}"
-        raise DataError(f"{name}: its label {batches.labels[first]} is no class number; give labels from 0 to {classes - 1}")
+        raise DataError(f"{name}: its label {batches.labels[first]} is no class number; "
+                        f"give labels from 0 to {classes - 1}")
+
+def _optimizer(network: Network, settings: Settings, lr: float) -> torch.optim.Optimizer:
+    "AdamW or SGD over the parts of the network that learn."
+    groups = parameter_groups(network, lr, settings.decay_rate or 1.0, settings.weight_decay)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum)
 
 class Run:
-    "The changing state of one training run."
+    "What a step changes, and the step itself."
     def __init__(self, network: Network, train: Batches, settings: Settings, epochs: int, lr: float) -> None:
         self.network, self.train, self.settings, self.total = network, train, settings, epochs * len(train)
-        check_labels(train, network.head.out_features)
-        groups = parameter_groups(network, lr, settings.decay_rate or 1.0, settings.weight_decay)
-        make: Any = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
-        extra: dict[str, Any] = {} if settings.optimizer == "adamw" else {"momentum": settings.momentum}
-        self.optimizer = make(groups, lr=lr, **extra)
-        self.params = [p for group in groups for p in group["params"]]
         classes = network.head.out_features
-        self.weights = balance(torch.from_numpy(train.labels), classes).to(train.device) if settings.class_weights else None
-        self.model: Any = network
-        if train.shard[1] > 1:
-            self.model = torch.nn.parallel.DistributedDataParallel(network)
-        if settings.compile:
-            self.model = torch.compile(self.model)
-        self.step = self.epoch = self.waited = self.best_epoch = 0
-        self.best_loss, self.parts = math.inf, 1
-        self.history: list[dict[str, Any]] = []
+        check_labels(train, classes)
+        self.peers = Peers(train.shard, train.device)
+        self.peers.align(network)
+        self.optimizer = _optimizer(network, settings, lr)
+        self.params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.weights = None # of the classes
+        if settings.class_weights:
+            self.weights = balance(torch.from_numpy(train.labels), classes).to(train.device)
+        self.model: Any = torch.compile(network) if settings.compile else network
+        self.step, self.parts = 0, 1
+        self.scale = 65536.0 if half_type(train.device, settings) == torch.float16 else 1.0
         self.sums = torch.zeros(3, device=train.device) # loss, right answers, images of this epoch
-        self.best = {name: value.clone() for name, value in network.state_dict().items()}
-        self.mean: dict[str, torch.Tensor] = {} # of the weights after each epoch
 
-    def learn(self, batch: Batch) -> float: # The batch's mean loss
+    def learn(self, batch: Batch) -> float: # The mean loss of this process's part of the batch
         "One step downhill."
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate_factor(self.step, self.total)
@@ -167,36 +128,102 @@ class Run:
         return float(loss)
 
     def _gradients(self, batch: Batch) -> torch.Tensor:
-        "Gradients of the batch's mean loss, in as many parts as the memory needs."
+        "Gradients of the batch's mean loss, summed over the processes."
+        while True:
+            found = self._in_parts(batch)
+            self.peers.share(self.network)
+            if self._unscaled():
+                self.sums += found
+                return found[0] / len(batch.labels)
+
+    def _in_parts(self, batch: Batch) -> torch.Tensor:
+        "This process's gradients, in as many parts as its memory needs; gives loss, right answers and images as sums."
         while True:
             try:
                 self.optimizer.zero_grad(set_to_none=True)
                 with seeded(self.settings.seed, self.step, self.train.device):
-                    found = [self._part(*part, batch.total) for part in
-                             zip(batch.images.chunk(self.parts), batch.labels.chunk(self.parts), strict=True)]
-                self.sums += torch.stack(found).sum(0)
-                return torch.stack(found).sum(0)[0] / len(batch.labels)
+                    parts = zip(batch.images.chunk(self.parts), batch.labels.chunk(self.parts), strict=True)
+                    return torch.stack([self._part(*part, batch.total) for part in parts]).sum(0)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
                 if self.parts >= len(batch.labels):
-                    raise DeviceError(TOO_SMALL) from None
+                    raise DeviceError(TOO_SMALL) from error
                 self.parts *= 2
 
     def _part(self, images: torch.Tensor, labels: torch.Tensor, total: int) -> torch.Tensor:
         "Add the gradient of one part of a batch; gives loss, right answers and images as sums."
-        with half_precision(self.train.device, self.settings):
+        with half_precision(self.train.device, self.settings), self._one_value(images):
             logits = self.model(images.to(memory_format=quick_format(self.train.device)))
         loss = losses(logits.float(), labels, self.settings, self.weights).sum()
-        (loss * self.train.shard[1] / total).backward() # DistributedDataParallel averages over the processes
+        (loss * self.scale / total).backward()
         right = (logits.argmax(1) == labels).sum()
         return torch.stack([loss.detach(), right.float(), torch.tensor(float(len(labels)), device=loss.device)])
 
+    @contextmanager
+    def _one_value(self, images: torch.Tensor) -> Iterator[None]:
+        "BatchNorm learns no variance from a single value: say so in words that help."
+        try:
+            yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            if self.parts > 1:
+                raise DeviceError(TOO_SMALL) from error
+            raise SettingsError(f"batch_size = {self.train.batch_size}: one picture of {images.shape[-1]} pixels in a "
+                                "step is too little for a BatchNorm layer that learns its statistics; "
+                                "raise batch_size, or size") from error
+
+    def _unscaled(self) -> bool:
+        "Divide the gradients by the scale; False when they overflowed, and the step must be repeated."
+        if self.scale == 1:
+            return True
+        gradients = [p.grad for p in self.params if p.grad is not None]
+        for gradient in gradients:
+            gradient.div_(self.scale)
+        if all(bool(gradient.isfinite().all()) for gradient in gradients):
+            self.scale *= 2 if self.step % 2000 == 1999 else 1
+            return True
+        self.scale /= 2
+        return False
+
     def _refuse(self, batch: Batch, loss: float) -> None:
-        "The numbers went wrong: put the best weights back and say where it happened."
-        self.network.load_state_dict(self.best)
-        names = ", ".join(self.train.names[i] for i in batch.index[:4]) if self.train.names else f"images {batch.index[:4].tolist()}"
+        "The numbers went wrong: say where it happened."
+        some = batch.index[:4]
+        names = ", ".join(self.train.names[i] for i in some) if self.train.names else f"images {some.tolist()}"
         rate = max(group["lr"] for group in self.optimizer.param_groups)
-        raise TrainingError(f"the loss or its gradient is not finite (loss {loss:g}) at step {self.step}, epoch {self.epoch + 1}, "
-                            f"learning rate {rate:.3g}, in a batch with {names}; the last good weights are kept; "
-                            "lower lr, or look at these images")
+        epoch = self.step // len(self.train) + 1
+        raise TrainingError(f"the loss or its gradient is not finite (loss {loss:g}) at step {self.step}, "
+                            f"epoch {epoch}, learning rate {rate:.3g}, in a batch with {names}; "
+                            "the last good weights are kept; lower lr, or look at these images")
+
+    def rates(self) -> list[float]: # One per group of parameters
+        "The peak learning rates."
+        return [group["peak"] for group in self.optimizer.param_groups]
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]: # Tensors, and plain data
+        "Everything that a resumed run must find again."
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors["sums"] = self.sums
+        for number, memory in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in memory.items() if torch.is_tensor(value)}
+        return tensors, {"step": self.step, "parts": self.parts, "scale": self.scale}
+
+    def load(self, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
+        "Go on from a state."
+        memory: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in part(tensors, "optimizer.").items():
+            number, _, entry = name.partition(".")
+            memory.setdefault(int(number), {})[entry] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.network.load_state_dict(part(tensors, "network."))
+        self.optimizer.load_state_dict({"state": memory, "param_groups": groups})
+        self.sums.copy_(tensors["sums"])
+        self.step, self.parts, self.scale = plain["step"], plain["parts"], plain["scale"]
+
+def part(
+    tensors: dict[str, torch.Tensor], # A state's tensors
+    prefix: str, # What their names begin with
+) -> dict[str, torch.Tensor]: # Those with this beginning, without it
+    "One part of a state."
+    return {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}

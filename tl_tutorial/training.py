@@ -10,23 +10,23 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import distributed as dist
 
 from .backbones import Network
 from .batches import Batches
-from .checkpoints import restore, store
 from .metrics import fit_temperature
-from .settings import ModelError, Settings
-from .steps import Run, check_labels, losses, predict_logits
+from .resuming import States, differences
+from .settings import DataError, Settings
+from .steps import Run, check_labels, losses, part, predict_logits
 
 # %% auto #0
-__all__ = ['Event', 'Listener', 'StopSignals', 'Outcome', 'fit']
+__all__ = ['Event', 'Listener', 'Standing', 'Journal', 'StopSignals', 'Outcome', 'fit']
 
 # %% ../nbs/module/15_training.ipynb #fffc4c29
 @dataclass(frozen=True)
@@ -42,6 +42,51 @@ class Listener(Protocol):
     def __call__(self, event: Event) -> None: ...
 
 # %% ../nbs/module/15_training.ipynb #c3a75381
+@dataclass
+class Standing:
+    "How far a run has come; plain data, kept and resumed as it is."
+    epoch: int = 0 # Epochs done
+    waited: int = 0 # Epochs since the best one
+    best_epoch: int = 0 # The row of the history whose weights are the best
+    best_loss: float = math.inf # Their validation loss
+    history: list[dict[str, Any]] = field(default_factory=list) # One row per epoch
+
+class Journal:
+    "What is written down while a network learns: its standing, the best weights, the mean of the weights."
+    def __init__(self, network: Network) -> None:
+        self.network, self.at = network, Standing()
+        self.best = {name: value.clone() for name, value in network.state_dict().items()}
+        self.mean: dict[str, torch.Tensor] = {} # of the weights after each epoch
+
+    def remember(self, row: dict[str, Any]) -> None:
+        "Add a row to the history, and keep the weights when they are the best so far."
+        at = self.at
+        loss = row.get("valid_calibrated", -len(at.history)) # without validation data the latest is taken as the best
+        at.history.append(row)
+        at.waited += 1
+        if loss < at.best_loss:
+            at.best_loss, at.best_epoch, at.waited = loss, len(at.history) - 1, 0
+            self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
+
+    def average(self) -> None:
+        "Let the weights of the epoch that just ended go into the mean."
+        for name, value in self.network.state_dict().items():
+            known = self.mean.get(name, value)
+            moved = known + (value - known) / self.at.epoch if value.is_floating_point() else value.clone()
+            self.mean[name] = moved
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]: # Tensors, and plain data
+        "Everything that a resumed run must find again."
+        tensors = {f"best.{name}": value for name, value in self.best.items()}
+        return tensors | {f"mean.{name}": value for name, value in self.mean.items()}, asdict(self.at)
+
+    def load(self, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
+        "Go on from a state."
+        device = self.network.head.weight.device
+        self.at = Standing(**{name: plain[name] for name in asdict(self.at)})
+        self.best, self.mean = ({name: value.to(device) for name, value in part(tensors, prefix).items()}
+                                for prefix in ("best.", "mean."))
+
 def _judge(run: Run, valid: Batches | None) -> dict[str, float]:
     "Validation loss, as it is and at the best temperature, and accuracy; empty without validation data."
     if valid is None:
@@ -49,82 +94,54 @@ def _judge(run: Run, valid: Batches | None) -> dict[str, float]:
     logits, labels = predict_logits(run.network, valid, run.settings), torch.from_numpy(valid.labels)
     plain = float(losses(logits, labels, run.settings).mean())
     calibrated = plain
-    if run.settings.loss == "cross_entropy" and len(labels) >= 30 and logits.isfinite().all(): # of fewer, a temperature says little
+    enough = len(labels) >= 30 and bool(logits.isfinite().all()) # of fewer, a temperature says little
+    if run.settings.loss == "cross_entropy" and enough:
         calibrated = float(F.cross_entropy(logits / fit_temperature(logits.numpy(), valid.labels), labels))
-    return {"valid_loss": plain, "valid_calibrated": calibrated, "valid_accuracy": float((logits.argmax(1) == labels).float().mean())}
+    accuracy = float((logits.argmax(1) == labels).float().mean())
+    return run.peers.first({"valid_loss": plain, "valid_calibrated": calibrated, "valid_accuracy": accuracy})
 
-def _remember(run: Run, row: dict[str, Any]) -> None:
-    "Add a row to the history, and keep the weights when they are the best so far."
-    loss = row.get("valid_calibrated", -len(run.history)) # without validation data the latest is taken as the best
-    run.history.append(row)
-    run.waited += 1
-    if loss < run.best_loss:
-        run.best_loss, run.best_epoch, run.waited = loss, len(run.history) - 1, 0
-        run.best = {name: value.clone() for name, value in run.network.state_dict().items()}
-
-def _close_epoch(run: Run, valid: Batches | None, since: float) -> dict[str, Any]:
+def _close_epoch(run: Run, journal: Journal, valid: Batches | None, since: float) -> dict[str, Any]:
     "Finish an epoch and give its row of the history."
-    if run.train.shard[1] > 1:
-        dist.all_reduce(run.sums)
+    run.peers.align(run.network, parameters=False) # those are equal: all took the same steps
+    run.peers.sum(run.sums)
     loss, right, count = run.sums.tolist()
     run.sums.zero_()
-    run.epoch += 1
-    row = {"epoch": run.epoch, "stage": "fine-tune", "lr": max(g["lr"] for g in run.optimizer.param_groups),
+    journal.at.epoch += 1
+    row = {"epoch": journal.at.epoch, "stage": "fine-tune", "lr": max(g["lr"] for g in run.optimizer.param_groups),
            "train_loss": loss / max(1, count), "train_accuracy": right / max(1, count), **_judge(run, valid),
            "seconds": round(time.perf_counter() - since, 2)}
-    _remember(run, row)
-    for name, value in run.network.state_dict().items():
-        known = run.mean.get(name, value)
-        run.mean[name] = known + (value - known) / run.epoch if value.is_floating_point() else value.clone()
+    journal.remember(row)
+    journal.average()
     return row
 
-def _finish(run: Run, valid: Batches | None, average: bool) -> None:
-    "Let the mean of the weights after each epoch be a candidate too; then put the best weights back."
-    if average and run.epoch > 1:
-        run.network.load_state_dict(run.mean)
-        _remember(run, {"epoch": run.epoch, "stage": "mean of epochs", "lr": 0.0, **_judge(run, valid)})
-    run.network.load_state_dict(run.best)
-
 # %% ../nbs/module/15_training.ipynb #4d0bd21e
-def _keep(run: Run, folder: Path | None, key: str) -> None:
-    "Store the run's state in a folder; only the first of several processes writes."
-    if folder is None or run.train.shard[0] != 0:
+def _keep(run: Run, journal: Journal, states: States, key: Any) -> None:
+    "Store the state of a run; only the first of several processes writes."
+    if states.folder is None or run.peers.rank != 0:
         return
-    tensors = {f"network.{name}": value for name, value in run.network.state_dict().items()}
-    tensors |= {f"best.{name}": value for name, value in run.best.items()} | {"sums": run.sums}
-    tensors |= {f"mean.{name}": value for name, value in run.mean.items()}
-    for number, memory in run.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": value for name, value in memory.items() if torch.is_tensor(value)}
-    names = ("step", "epoch", "waited", "best_epoch", "parts", "history")
-    best = None if math.isinf(run.best_loss) else run.best_loss
-    store(folder, tensors, {"key": key, "best_loss": best, **{name: getattr(run, name) for name in names}})
+    (tensors, plain), (more, words) = run.state(), journal.state()
+    states.keep(tensors | more, {"key": key, **plain, **words})
 
-def _resume(run: Run, folder: Path, key: str) -> bool: # False when there is nothing to resume
-    "Put a stored state into a run."
-    found = restore(folder)
+def _resume(run: Run, journal: Journal, states: States, key: Any) -> bool: # False when there is nothing to resume
+    "Put the stored state into a run, in every process."
+    found = run.peers.first(states.load(key) if run.peers.rank == 0 else None)
     if found is None:
         return False
-    tensors, kept = found
-    if kept.get("key") != key:
-        raise ModelError(f"{folder}: this state belongs to other pictures or settings; use the same ones, or another checkpoint folder")
-    part = lambda prefix: {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
-    run.network.load_state_dict(part("network."))
-    run.best = {name: value.to(run.train.device) for name, value in part("best.").items()}
-    run.mean = {name: value.to(run.train.device) for name, value in part("mean.").items()}
-    run.sums.copy_(tensors["sums"])
-    memory: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in part("optimizer.").items():
-        number, _, entry = name.partition(".")
-        memory.setdefault(int(number), {})[entry] = value
-    run.optimizer.load_state_dict({"state": memory, "param_groups": run.optimizer.state_dict()["param_groups"]})
-    run.best_loss = math.inf if kept["best_loss"] is None else kept["best_loss"]
-    for name in ("step", "epoch", "waited", "best_epoch", "parts", "history"):
-        setattr(run, name, kept[name])
+    run.load(*found)
+    journal.load(*found)
     return True
+
+def _check_alike(run: Run, epochs: int, key: Any) -> None:
+    "All processes must do the same work; otherwise they would wait for each other in vain."
+    mine = {**(key if isinstance(key, dict) else {"key": key}), "epochs": epochs, "patience": run.settings.patience,
+            "steps": len(run.train), "images": len(run.train.labels), "rates": run.rates()}
+    if differing := differences(run.peers.first(mine), mine):
+        raise DataError(f"process {run.peers.rank} of {run.peers.world} was started with other pictures or settings "
+                        f"than process 0 ({'; '.join(differing)[:200]}); give all of them the same")
 
 # %% ../nbs/module/15_training.ipynb #316f1c00
 class StopSignals:
-    "Inside `with`, the first SIGINT or SIGTERM only sets a flag; the second one interrupts."
+    "Inside `with`, the first SIGINT, SIGTERM or SIGHUP only sets a flag; the second one interrupts."
     def __init__(self) -> None:
         self.signal = 0 # The signal's number once it came
         self.at_once = False # True: there is nothing to keep yet, so the first one interrupts
@@ -134,8 +151,12 @@ class StopSignals:
         return bool(self.signal)
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread(): # elsewhere Python cannot set handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
+        if threading.current_thread() is not threading.main_thread(): # elsewhere Python cannot set handlers
+            return self
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None) # Windows has no SIGHUP
+            nohup = name == "SIGHUP" and number and signal.getsignal(number) == signal.SIG_IGN
+            if number and not nohup: # who started us with nohup wants us to live on
                 self._old[number] = signal.signal(number, self._handle)
         return self
 
@@ -164,48 +185,58 @@ def fit(
     settings: Settings, # Optimiser, loss, patience, …
     epochs: int, # Passes over the training data, at most
     lr: float, # Peak learning rate of the head
+    *,
     first_row: dict[str, Any] | None = None, # The history's row before training, e.g. of the probe
     listeners: Sequence[Listener] = (), # Called with each event
     folder: Path | None = None, # Where the state is kept; None keeps none
     resume: bool = False, # Go on from the state in `folder`, where there is one
-    key: str = "", # Which data and settings the state belongs to
+    key: Any = "", # Which data and settings the state belongs to; plain data
     stop: Callable[[], bool] = lambda: False, # Asked after every step
     average: bool = False, # At the end, try the mean of the weights after each epoch
 ) -> Outcome: # History, best epoch, and whether it was interrupted
     "Train a network: step, validate, keep the best, stop early."
-    run = Run(network, train, settings, epochs, lr)
+    run, states = Run(network, train, settings, epochs, lr), States(folder, resume)
     if valid is not None:
         check_labels(valid, network.head.out_features)
-    if not (resume and folder and _resume(run, folder, key)):
-        _remember(run, {"epoch": 0, "stage": "start", **(first_row or {}), **_judge(run, valid)})
-    interrupted, since = _stopped(stop, train), time.perf_counter()
-    while run.epoch < epochs and run.waited < settings.patience and not interrupted:
+    _check_alike(run, epochs, key)
+    journal = Journal(network)
+    with states if run.peers.rank == 0 else nullcontext():
+        if not (resume and _resume(run, journal, states, key)):
+            journal.remember({"epoch": 0, "stage": "start", **(first_row or {}), **_judge(run, valid)})
+        def tell(kind: str, row: dict[str, Any]) -> None:
+            for listener in listeners:
+                listener(Event(kind, run.step, journal.at.epoch, row))
+        try:
+            interrupted = _epochs(run, journal, valid, epochs, lambda: _keep(run, journal, states, key), stop, tell)
+            if average and not interrupted and journal.at.epoch > 1: # the mean of the weights is a candidate too
+                network.load_state_dict(journal.mean)
+                row = {"epoch": journal.at.epoch, "stage": "mean of epochs", "lr": 0.0}
+                journal.remember({**row, **_judge(run, valid)})
+        finally: # also when something went wrong: the best weights are the last good ones
+            network.load_state_dict(journal.best)
+        tell("end", {})
+    return Outcome(journal.at.history, journal.at.best_epoch, run.step, interrupted)
+
+def _epochs(run: Run, journal: Journal, valid: Batches | None, epochs: int, keep: Callable[[], None],
+            stop: Callable[[], bool], tell: Callable[[str, dict[str, Any]], None]) -> bool: # Asked to stop
+    "Epoch after epoch, until the last, until nothing gets better, or until somebody asks to stop."
+    train, at = run.train, journal.at
+    interrupted, since = run.peers.any(stop()), time.perf_counter()
+    while at.epoch < epochs and at.waited < run.settings.patience and not interrupted:
         began = time.perf_counter()
-        network.train()
-        for batch in train.epoch(run.epoch, run.step - run.epoch * len(train)):
+        run.network.train()
+        for batch in train.epoch(at.epoch, run.step - at.epoch * len(train)):
             loss = run.learn(batch)
-            _tell(listeners, Event("step", run.step, run.epoch, {"loss": loss}))
-            interrupted = _stopped(stop, train)
+            tell("step", {"loss": loss})
+            interrupted = run.peers.any(stop())
             if interrupted:
                 break
             if time.perf_counter() - since > 60:
-                _keep(run, folder, key)
+                keep()
                 since = time.perf_counter()
         if not interrupted:
-            _tell(listeners, Event("epoch", run.step, run.epoch, _close_epoch(run, valid, began)))
-        _keep(run, folder, key)
-    _finish(run, valid, average and not interrupted)
-    _tell(listeners, Event("end", run.step, run.epoch))
-    return Outcome(run.history, run.best_epoch, run.step, interrupted)
-
-def _tell(listeners: Sequence[Listener], event: Event) -> None:
-    for listener in listeners:
-        listener(event)
-
-def _stopped(stop: Callable[[], bool], train: Batches) -> bool:
-    "Was this process, or any of those that train with it, asked to stop?"
-    if train.shard[1] == 1:
-        return stop()
-    flag = torch.tensor(float(stop()), device=train.device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag)
+            tell("epoch", _close_epoch(run, journal, valid, began))
+        keep()
+    if run.step == 0: # no epochs were asked for: the start is the result
+        keep()
+    return interrupted

@@ -60,11 +60,13 @@ def test_no_gpu(fault: str, root: Path, capsys: pytest.CaptureFixture) -> None:
 
 @fault("K04 no bfloat16 in hardware")
 def test_no_bfloat16(fault: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    "Mixed precision stays off, also when it is asked for; on the CPU it changes no bit."
+    "Such a GPU computes in float16, unless mixed precision is switched off; on the CPU the switch changes no bit."
+    from tl_tutorial.inference import half_type
     from tl_tutorial.steps import half_precision
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-    with half_precision(torch.device("cuda"), tl.Settings(amp=True)):
+    assert half_type(torch.device("cuda"), tl.Settings(amp=True)) == torch.float16
+    with half_precision(torch.device("cuda"), tl.Settings(amp=False)):
         assert not torch.is_autocast_enabled("cuda")
     one, two = (fingerprint(tl.fine_tune(root, epochs=1, amp=amp, device="cpu", **SMALL)) for amp in (True, False))
     assert one == two
