@@ -16,8 +16,8 @@ import tl_tutorial
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tl_tutorial"
-ORDER = ["settings", "figures", "exercises", "datasets", "pixels", "folder", "report", "batches", "efficientnet", "backbones", "freezing", "files", "metrics", "checkpoints", "steps", "training", "material", "recipes", "explaining", "classifier", "fine_tuning", "cli", "claims"]
-NO_TORCH = {"settings", "figures", "exercises", "datasets", "pixels", "folder", "report", "files", "metrics", "cli", "claims"}
+ORDER = ["settings", "figures", "exercises", "datasets", "pixels", "folder", "report", "batches", "efficientnet", "backbones", "freezing", "files", "metrics", "checkpoints", "steps", "training", "material", "recipes", "exporting", "answers", "explaining", "classifier", "fine_tuning", "demo", "streams", "results", "cli", "claims"]
+NO_TORCH = {"settings", "figures", "exercises", "datasets", "pixels", "folder", "report", "files", "metrics", "streams", "results", "cli", "claims"}
 
 
 def imports(room: str, top_only: bool = False) -> set[str]:

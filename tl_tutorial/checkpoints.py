@@ -13,16 +13,14 @@ from typing import Any
 
 import torch
 
-from .files import given, kind_of, write_whole
+from .files import SAFE, given, kind_of, write_whole
 from .pixels import shown
 from .settings import ModelError, TrainingError
 
 # %% auto #0
-__all__ = ['SAFE', 'write_file', 'read_file', 'store', 'restore']
+__all__ = ['write_file', 'read_file', 'store', 'restore']
 
 # %% ../nbs/module/13_checkpoints.ipynb #2bed9cd7
-SAFE = "a safetensors file"
-
 def write_file(
     path: str | Path, # The file; replaced only when the new one is complete
     tensors: dict[str, torch.Tensor], # What to keep

@@ -18,7 +18,7 @@ from .pixels import SUFFIXES, shown
 from .settings import SettingsError, TrainingError
 
 # %% auto #0
-__all__ = ['MAGIC', 'PHOTOS', 'LOST', 'given', 'kind_of', 'output', 'write_whole']
+__all__ = ['SAFE', 'MAGIC', 'PHOTOS', 'LOST', 'given', 'kind_of', 'output', 'write_whole']
 
 # %% ../nbs/module/125_files.ipynb #6c441a0b
 def given(
@@ -40,7 +40,8 @@ def given(
     except RuntimeError: # ~name of somebody who is not known here: then it is a name like any other
         return Path(text)
 
-# %% ../nbs/module/125_files.ipynb #56d5ae78
+# %% ../nbs/module/125_files.ipynb #d14a8d6a
+SAFE = "a safetensors file"
 MAGIC = (
     (0, b"\xff\xd8\xff", "a JPEG picture"),
     (0, b"\x89PNG", "a PNG picture"),
@@ -56,7 +57,7 @@ MAGIC = (
     (0, b"%PDF", "a PDF"),
     (0, b"GGUF", "a GGUF file"),
     (0, b"version https://git-lfs", "a Git LFS pointer, whose file must be fetched with git lfs pull"),
-    (8, b'{"', "a safetensors file"),
+    (8, b'{"', SAFE),
 )
 PHOTOS = (".heic", ".heif", ".avif", ".jfif", ".jp2", ".ppm", ".svg", ".psd", ".raw", ".cr2", ".nef", ".dng")
 
