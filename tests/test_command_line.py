@@ -298,7 +298,7 @@ def test_every_flag_that_a_message_names_is_a_flag() -> None:
         commands.add(action[0])
         flags |= {option for one in action[1]._actions for option in one.option_strings}
     text = "\n".join(path.read_text() for path in Path(cli.__file__).parent.glob("*.py"))
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--nproc-per-node", "--option", "--full"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--nproc-per-node", "--force-reinstall"} # torchrun's and pip's
     assert named <= flags | {"--help"}, named - flags
     assert set(re.findall(r"tl-tutorial ([a-z]{4,})\b", text)) <= commands | {"serve"}
 

@@ -174,7 +174,8 @@ def track(
     import sys
 
     from tqdm import tqdm
-    watched = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    notebook = type(sys.stderr).__module__.startswith("ipykernel")
+    watched = notebook or (sys.stderr is not None and sys.stderr.isatty())
     return tqdm(things, total=total, desc=label, disable=not (progress and watched), leave=False, delay=1)
 
 # %% ../nbs/module/05_pixels.ipynb #26dbd7d2
