@@ -141,20 +141,28 @@ def test_a_picture_from_a_pipe(root: Path, model: str) -> None:
     assert rows[0]["probability"] == pytest.approx(direct, abs=1e-6)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello"])
-def test_a_pipe_without_a_picture(content: bytes, model: str, capsys: pytest.CaptureFixture) -> None:
-    keep, (end, start) = os.dup(0), os.pipe()
-    os.write(start, content)
-    os.close(start)
-    os.dup2(end, 0)
-    try:
-        assert cli.main(["predict", model, "-"]) == 1
-    finally:
-        os.dup2(keep, 0)
-        os.close(end)
-        os.close(keep)
+class Input:
+    "Standard input in this process."
+    def __init__(self, content: bytes) -> None:
+        self.buffer = io.BytesIO(content)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", None], ids=["nothing", "no picture", "closed"])
+def test_a_pipe_without_a_picture(content: bytes | None, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "stdin", None if content is None else Input(content))
+    assert cli.main(["predict", model, "-"]) == 1
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("tl-tutorial: bytes: ") and said.err.count("\n") == 1
+
+
+def test_an_endless_pipe_is_refused(model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    class Endless:
+        def read(self, count: int) -> bytes:
+            return bytes(count)
+    monkeypatch.setattr(sys, "stdin", Input(b""))
+    sys.stdin.buffer = Endless()
+    assert cli.main(["predict", model, "-"]) == 1
+    assert "more than 256 MB came through the pipe" in capsys.readouterr().err
 
 
 EMPTY = [["predict", "MODEL", ""], ["predict", "", "photos"], ["predict", "MODEL", "photos", ""], ["check", ""], ["check", "  "], ["evaluate", "MODEL", ""],

@@ -149,6 +149,7 @@ CASES = {
     "the first weights as --out": ("n.safetensors", lambda m, p: ["train", "photos", *SMALL[:2], "--weights", p, "--out", p]),
     "the run's state as --out": ("ck/state.safetensors", lambda m, p: ["train", "photos", *SMALL, "--checkpoint", "ck", "--out", p]),
     "somebody's archive as --out": ("old.pth", lambda m, p: ["train", "photos", *SMALL, "--out", p]),
+    "a photograph as --checkpoint": ("photos/cat/0.jpg", lambda m, p: ["train", "photos", *SMALL, "--out", "x", "--checkpoint", p]),
     "a folder as --out": ("photos", lambda m, p: ["train", "photos", *SMALL, "--out", p]),
 }
 
@@ -184,6 +185,7 @@ def test_no_output_is_ever_an_input_in_python(root: Path, model: Path) -> None:
 
 def test_names_are_judged_before_the_training(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(fine_tuning, "fine_tune", lambda *_, **__: pytest.fail("it trained first"))
+    assert train(root, "results/") == 2 and "ends like a folder" in capsys.readouterr().err
     for name in ("m" * 250, "m" * 240 + ".safetensors", "é" * 130, "no/where.safetensors"):
         assert train(root, name) == 2
         said = capsys.readouterr().err

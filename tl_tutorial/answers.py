@@ -163,7 +163,8 @@ def _each(thing: Any, passed: list[Problem], limit: float) -> Iterable[Any]:
 
 def _no_picture(thing: Any, remedy: str) -> ImageProblem:
     "What to say of something that is no picture."
-    return ImageProblem("an input", "not an image", f"of type {type(thing).__name__}: {repr(thing)[:40]}", remedy)
+    told = " ".join(repr(thing)[:200].split())[:40] # on one line
+    return ImageProblem("an input", "not an image", f"of type {type(thing).__name__}: {told}", remedy)
 
 # %% ../nbs/module/186_answers.ipynb #5bb35380
 def _at(path: Any, passed: list[Problem]) -> Iterable[Any]:

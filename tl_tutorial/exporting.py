@@ -78,10 +78,10 @@ def _graph(model: nn.Module, size: int) -> Any:
         raise ModelError(f"export to ONNX needs the package {error.name}; "
                          "run: pip install 'tl-tutorial[onnx]'") from error
     import contextlib
-    import io
+    import sys
     import warnings
     example = torch.rand(2, 3, size, size)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr): # some versions talk
         warnings.simplefilter("ignore") # the exporter's own deprecations; nothing here can act on them
         program = torch.onnx.export(model, (example,), dynamo=True, input_names=["images"],
                                     output_names=["probabilities"], verbose=False,

@@ -126,7 +126,7 @@ def _fonts(texts: Iterable[str]) -> tuple[list[str], set[int]]:
     missing = {ord(c) for text in texts for c in text} - _has(own)
     more: list[str] = []
     first = lambda font: ("CJK" not in font.name and "Hei" not in font.name, font.name)
-    for font in sorted(font_manager.fontManager.ttflist, key=first) if missing else ():
+    for font in sorted(font_manager.fontManager.ttflist, key=first)[:300] if missing else ():
         if font.style == "normal" and not font.name.startswith("Last Resort") and missing & _has(font.fname):
             more.append(font.name)
             missing -= _has(font.fname)

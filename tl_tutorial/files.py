@@ -106,6 +106,8 @@ def output(
     "A place for a result, judged before the work begins; raises SettingsError."
     place = given(path, what)
     real = Path(os.path.realpath(place))
+    if os.fsdecode(path).endswith(os.sep):
+        raise SettingsError(f"{shown(place)}: ends like a folder; give a file in it, as in {shown(place / 'result')}")
     try:
         os.lstat(real)
     except FileNotFoundError:

@@ -41,6 +41,8 @@ def places(
     twin = out.with_name(out.name.removesuffix(".safetensors") if whole else f"{out.name}.safetensors")
     if twin.is_file() and beside(out, ".history.jsonl").exists():
         raise SettingsError(f"--out {out}: its history would replace that of {twin}; give another name")
+    if checkpoint and os.path.exists(checkpoint) and not os.path.isdir(checkpoint):
+        raise SettingsError(f"--checkpoint {checkpoint}: a file, not a folder; give a folder, which may be a new one")
     if checkpoint and out.name.startswith("state.") and out.absolute().parent == Path(checkpoint).absolute():
         raise SettingsError(f"--out {out}: the state of the run stands there; give another name")
     return out

@@ -77,8 +77,9 @@ def piped(
         return path
     most = 2**28
     try:
-        with open(0 if path == "-" else path, "rb", closefd=path != "-") as pipe:
-            data = pipe.read(most + 1)
+        with contextlib.ExitStack() as stack:
+            pipe: Any = getattr(sys.stdin, "buffer", None) if path == "-" else stack.enter_context(open(path, "rb"))
+            data = pipe.read(most + 1) if pipe else b""
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); "
                         "give a picture: cat x.jpg | tl-tutorial predict M -") from error
