@@ -113,8 +113,8 @@ def test_a_flood_of_answers_is_capped_and_says_so(clf: tl.Classifier) -> None:
     assert len(found.text().splitlines()) == 3000
     bad = clf.predict(["gone.jpg"] * 3000, on_bad="skip")
     assert len(bad.problems) == 3000 and len(repr(bad).splitlines()) == 21 and bad._repr_html_().count("<li>") == 21
-    few = Predictions(found[:20])
-    assert len(repr(few).splitlines()) == 20 and "more" not in repr(few)
+    few = Predictions(found[:60])
+    assert len(repr(few).splitlines()) == 60 == few._repr_html_().count("<tr>") - 1 and "more" not in repr(few) + few._repr_html_()
 
 
 def test_fifteen_hundred_classes_stay_small() -> None:

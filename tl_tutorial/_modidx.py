@@ -9,6 +9,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'tl_tutorial/answers.py'),
                                      'tl_tutorial.answers.Predictions._cells': ( 'module/answers.html#predictions._cells',
                                                                                  'tl_tutorial/answers.py'),
+                                     'tl_tutorial.answers.Predictions._most': ( 'module/answers.html#predictions._most',
+                                                                                'tl_tutorial/answers.py'),
                                      'tl_tutorial.answers.Predictions._repr_html_': ( 'module/answers.html#predictions._repr_html_',
                                                                                       'tl_tutorial/answers.py'),
                                      'tl_tutorial.answers.Predictions.text': ( 'module/answers.html#predictions.text',

@@ -25,10 +25,10 @@ from .pixels import FORMATS, REPLACE, ImageProblem, shown
 from .settings import DataError, SettingsError
 
 # %% auto #0
-__all__ = ['SHOWN', 'FORMULA', 'ADDRESS', 'Prediction', 'Predictions', 'rows', 'table', 'encoded', 'listed']
+__all__ = ['SHOWN', 'LONG', 'FORMULA', 'ADDRESS', 'Prediction', 'Predictions', 'rows', 'table', 'encoded', 'listed']
 
 # %% ../nbs/module/186_answers.ipynb #e9433c92
-SHOWN = 20 # Rows that are shown of a long list
+SHOWN, LONG = 20, 60 # Rows that are shown of a list with more than so many
 
 @dataclass(frozen=True)
 class Prediction:
@@ -61,14 +61,17 @@ class Predictions(list[Prediction]):
         left = len(self.problems) - SHOWN
         return [str(problem) for problem in self.problems[:SHOWN]] + ([f"… {left:,} more"] if left > 0 else [])
 
+    def _most(self) -> int:
+        return SHOWN if len(self) > LONG else LONG
+
     def __repr__(self) -> str:
-        lines = [self.text(SHOWN)] if self else []
+        lines = [self.text(self._most())] if self else []
         return "\n".join(lines + [f"not read: {problem}" for problem in self._bad()]) or "no pictures"
 
     def _repr_html_(self) -> str: # Names are escaped
         row = lambda cells: "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
-        table = "".join(map(row, self._cells(SHOWN)))
-        more = f"<p>… {len(self) - SHOWN:,} more</p>" if len(self) > SHOWN else ""
+        table = "".join(map(row, self._cells(self._most())))
+        more = f"<p>… {len(self) - SHOWN:,} more</p>" if len(self) > LONG else ""
         bad = "".join(f"<li>{html.escape(problem)}</li>" for problem in self._bad())
         heads = "<tr><th>picture</th><th>label</th><th>probability</th></tr>"
         return f"<table>{heads}{table}</table>{more}<ul>{bad}</ul>"
