@@ -16,8 +16,8 @@ import tl_tutorial
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tl_tutorial"
-ORDER = ["settings", "figures", "exercises", "datasets", "pixels", "folder", "report", "batches", "efficientnet", "backbones", "freezing", "metrics", "checkpoints", "inference", "processes", "resuming", "steps", "training", "material", "recipes", "explaining", "classifier", "fine_tuning", "cli", "claims"]
-NO_TORCH = {"settings", "figures", "exercises", "datasets", "pixels", "folder", "report", "metrics", "cli", "claims"}
+ORDER = [re.sub(r"^\d+_", "", path.stem) for path in sorted((ROOT / "nbs/module").glob("[0-9]*.ipynb"))]
+NO_TORCH = {"claims", "cli", "datasets", "exercises", "figures", "files", "folder", "metrics", "pixels", "report", "results", "settings", "streams"}
 
 
 def imports(room: str, top_only: bool = False) -> set[str]:

@@ -15,7 +15,7 @@ _ROOMS = {
     "fit": "training", "Event": "training", "probe": "recipes", "probe_then_tune": "recipes",
     "find_rate": "recipes", "cross_validate": "recipes", "evaluation": "metrics", "Evaluation": "metrics",
     "grad_cam": "explaining", "nearest": "explaining",
-    "fine_tune": "fine_tuning", "load": "classifier", "Classifier": "classifier", "Prediction": "classifier",
+    "fine_tune": "fine_tuning", "load": "classifier", "Classifier": "classifier", "Prediction": "answers",
 }
 __all__ = ["__version__", *_ROOMS]
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .files import SAFE, given, kind_of, write_whole
 from .pixels import shown
 from .settings import ModelError, TrainingError
 
@@ -22,39 +21,6 @@ from .settings import ModelError, TrainingError
 __all__ = ['write_file', 'read_file', 'store', 'restore']
 
 # %% ../nbs/module/13_checkpoints.ipynb #2bed9cd7
-def _commit(data: bytes, path: Path) -> None:
-    "Write bytes under a temporary name, force them to disk, compare, then rename."
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if Path(draft).read_bytes() != data:
-            raise OSError("what was read back differs from what was written")
-        os.chmod(draft, 0o666 & ~_umask())
-        os.replace(draft, path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-def _umask() -> int:
-    "The process's umask, which can only be read by setting it."
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-def _sync_folder(folder: Path) -> None:
-    "Force the new name to disk, where the system can do that."
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with suppress(OSError): # some network drives refuse this; the file itself is complete and in its place
-                os.fsync(handle)
-        finally:
-            os.close(handle)
-
 def write_file(
     path: str | Path, # The file; replaced only when the new one is complete
     tensors: dict[str, torch.Tensor], # What to keep
@@ -62,14 +28,9 @@ def write_file(
 ) -> None: # Raises TrainingError when it cannot be written
     "Write tensors and metadata as one safetensors file, all or nothing."
     from safetensors.torch import save
-    path = Path(path)
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     text = json.dumps(metadata)
-    try:
-        _commit(save(plain, {"tl_tutorial": text, "sha256": _fingerprint(plain, text)}), path)
-    except OSError as error:
-        raise TrainingError(f"{shown(path)}: cannot be saved ({error.strerror or error}); "
-                            "free some space or choose another place; an older file there is untouched") from None
+    write_whole(path, save(plain, {"tl_tutorial": text, "sha256": _fingerprint(plain, text)}), SAFE)
 
 def _fingerprint(tensors: dict[str, torch.Tensor], text: str) -> str:
     "SHA-256 of everything in a file: its description and, in the order of their names, its tensors."
@@ -85,9 +46,8 @@ def read_file(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]: # Tensors and metadata
     "Read a safetensors file and its metadata; runs no code from it."
     from safetensors import SafetensorError, safe_open
-    path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"{shown(path)}: there is no such file; check the path")
+    path = given(path)
+    _another_kind(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -96,13 +56,29 @@ def read_file(
         metadata = json.loads(text) if text else None
     except (SafetensorError, OSError, ValueError, RecursionError, MemoryError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ModelError(f"{shown(path)}: damaged or not a safetensors file ({reason}); save it again with "
-                         "Classifier.save; pickled .pt and .pth files are never opened") from None
+        raise ModelError(f"{shown(path)}: damaged or not a safetensors file ({reason}); copy it again, or save it "
+                         "again with Classifier.save; pickled .pt and .pth files are never opened") from error
     if not isinstance(metadata, dict):
-        raise ModelError(f"{shown(path)}: not written by tl_tutorial; make one with Classifier.save")
+        raise ModelError(f"{shown(path)}: not written by tl_tutorial; "
+                         "make one with tl-tutorial train or Classifier.save")
     if header.get("sha256") != _fingerprint(tensors, text or ""):
-        raise ModelError(f"{shown(path)}: damaged, its SHA-256 is not the one it was saved with; copy or save it again")
+        raise ModelError(f"{shown(path)}: damaged, its SHA-256 is not the one it was saved with; "
+                         "copy or save it again")
     return tensors, metadata
+
+def _another_kind(path: Path) -> None:
+    "Raise ModelError where something else stands in the place of our file, and say what it is."
+    found = kind_of(path)
+    if not found and not os.path.isfile(path):
+        raise ModelError(f"{shown(path)[:200]}: there is no such file; check the path")
+    if found == "a folder":
+        run = any(path.glob("state*.safetensors"))
+        states = "; it holds the state of a run, which --resume goes on from" if run else ""
+        raise ModelError(f"{shown(path)}: a folder, not a saved classifier{states}; first comes the file "
+                         "that train --out or Classifier.save wrote, then the pictures")
+    if found not in ("", SAFE):
+        raise ModelError(f"{shown(path)}: {found}, not a saved classifier; give the file that train --out or "
+                         "Classifier.save wrote (pickled .pt and .pth files are never opened)")
 
 # %% ../nbs/module/13_checkpoints.ipynb #ccc438f8
 def store(
@@ -111,7 +87,7 @@ def store(
     metadata: dict[str, Any], # The rest of the state
 ) -> None: # Raises TrainingError when it cannot be written
     "Keep the state of a run; the previous state stays beside it."
-    folder = Path(folder)
+    folder = given(folder, "checkpoint")
     current, previous, fresh = (folder / f"state{part}.safetensors" for part in ("", ".previous", ".new"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,13 +96,14 @@ def store(
             os.replace(current, previous)
         os.replace(fresh, current)
     except OSError as error:
-        raise TrainingError(f"{shown(folder)}: cannot keep the run's state ({error.strerror}); choose another folder") from None
+        raise TrainingError(f"{shown(folder)}: cannot keep the run's state ({error.strerror}); "
+                            "choose another folder") from error
 
 def restore(
     folder: str | Path, # The checkpoint folder
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None: # The newest whole state, or None when there is none
     "Read the newest state that is whole; raises ModelError when states are there but none can be read."
-    files = [Path(folder) / f"state{part}.safetensors" for part in (".new", "", ".previous")]
+    files = [given(folder, "checkpoint") / f"state{part}.safetensors" for part in (".new", "", ".previous")]
     problem = None
     for file in files:
         if file.exists():

@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import html
-import json
 import logging
-import os
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,61 +16,23 @@ import numpy as np
 import torch
 from torch import nn
 
+from .answers import Prediction, Predictions, listed
 from .backbones import Network, Preprocess, create
 from .batches import Batches
 from .checkpoints import read_file, write_file
-from .folder import Folder, find_images, scan
+from .files import given
+from .folder import Folder, scan
 from .metrics import Evaluation, evaluation, softmax
-from .pixels import ImageProblem, load_pixels, shown
-from .settings import DataError, ModelError, Settings, pick_device
+from .pixels import load_pixels, shown
+from .settings import DataError, ModelError, Settings, SettingsError, find_settings, pick_device
+from .settings import read_file as read_ini
 from .steps import predict_logits, quick_format
 
 if TYPE_CHECKING:
     from tl_tutorial.figures import Drawn
 
 # %% auto #0
-__all__ = ['FORMAT', 'Prediction', 'Predictions', 'Classifier', 'load', 'create_like']
-
-# %% ../nbs/module/19_classifier.ipynb #2003308b
-@dataclass(frozen=True)
-class Prediction:
-    "What the classifier says about one picture."
-    path: Path | None # The file; None for an image that came from memory
-    label: str # The most probable class
-    probability: float # Its probability, in 0..1
-    probabilities: dict[str, float] = field(repr=False) # Every class and its probability
-
-class Predictions(list[Prediction]):
-    "A list of predictions that shows itself as a table; `problems` holds what could not be read."
-    problems: tuple[ImageProblem, ...] = ()
-
-    def _rows(self) -> list[tuple[str, str, str]]:
-        return [(shown(p.path) if p.path else f"image {n}", shown(p.label), f"{p.probability:.3f}") for n, p in enumerate(self)]
-
-    def __repr__(self) -> str:
-        rows = self._rows()
-        width = max((len(row[0]) for row in rows), default=0)
-        bad = [f"not read: {problem}" for problem in self.problems]
-        return "\n".join([f"{path:<{width}}  {share}  {label}" for path, label, share in rows] + bad) or "no pictures"
-
-    def _repr_html_(self) -> str: # Names are escaped
-        cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self._rows())
-        bad = "".join(f"<li>{html.escape(str(problem))}</li>" for problem in self.problems)
-        return f"<table><tr><th>picture</th><th>label</th><th>probability</th></tr>{cells}</table><ul>{bad}</ul>"
-
-def _listed(things: Any) -> list[Any]:
-    "Files, images and arrays, one by one."
-    if isinstance(things, (str, os.PathLike)):
-        path = Path(things)
-        if not os.path.exists(path):
-            raise DataError(f"{shown(path)}: there is no such file or folder; check the path")
-        found = find_images(path) if path.is_dir() else [path]
-        if not found:
-            raise DataError(f"{shown(path)}: no image in this folder; give one with JPEG, PNG, WEBP, BMP, GIF or TIFF files")
-        return list(found)
-    if isinstance(things, np.ndarray):
-        return list(things) if things.ndim == 4 else [things]
-    return [one for thing in things for one in _listed(thing)] if isinstance(things, (list, tuple)) else [things]
+__all__ = ['PASSED', 'FORMAT', 'Classifier', 'load']
 
 # %% ../nbs/module/19_classifier.ipynb #2b3427e3
 @dataclass
@@ -91,70 +52,84 @@ class Classifier:
         "Where the network is."
         return self.network.head.weight.device
 
-    def logits(self, things: Any, on_bad: str = "error") -> tuple[np.ndarray, list[Any], tuple[ImageProblem, ...]]:
-        "Logits [N, C], the things that were read, and the problems with the others."
-        listed = _listed(things)
-        pixels = load_pixels(listed, -(-self.size * 8 // 7), self.settings.cache_mb, on_bad, self.settings.max_megapixels)
+    def _of(self, items: list[Any], on_bad: str) -> tuple[np.ndarray, list[int], list[Any]]:
+        "Logits [N, C], the numbers of the items that were read, and the problems with the others."
+        limits = _limits(self.settings)
+        pixels = load_pixels(items, -(-self.size * 8 // 7), budget_mb=limits.cache_mb, on_bad=on_bad,
+                             max_megapixels=limits.max_megapixels)
         if not len(pixels.kept):
-            return np.zeros((0, len(self.classes))), [], pixels.problems
+            return np.zeros((0, len(self.classes))), [], list(pixels.problems)
         batches = Batches(pixels.images, np.zeros(len(pixels.kept)), self.size, 64, device=self.device)
-        return predict_logits(self.network, batches, self.settings).numpy(), [listed[k] for k in pixels.kept], pixels.problems
+        logits = predict_logits(self.network, batches, self.settings)
+        return logits.numpy(), list(map(int, pixels.kept)), list(pixels.problems)
+
+    def logits(self, things: Any, on_bad: str = "error") -> tuple[np.ndarray, list[Any], tuple[Any, ...]]:
+        "Logits [N, C], the things that were read, and the problems with the others."
+        items, left = listed(things, on_bad, _limits(self.settings).max_megapixels)
+        logits, kept, problems = self._of(items, on_bad)
+        return logits, [items[k] for k in kept], (*left, *problems)
 
     def predict(
         self,
-        things: Any, # A path, a folder, a list of these, a PIL image, or uint8 arrays [H, W, 3]
+        things: Any, # A path, a folder, a picture in memory, or several of these
         on_bad: str = "error", # "skip" leaves unreadable files out and lists them in `problems`
     ) -> Predictions: # One per picture
         "Say what is in each picture."
         logits, read, problems = self.logits(things, on_bad)
         found = Predictions()
-        for thing, row in zip(read, softmax(logits, self.temperature), strict=True):
-            path = Path(thing) if isinstance(thing, (str, os.PathLike)) else None
-            best = int(row.argmax())
-            found.append(Prediction(path, self.classes[best], float(row[best]), dict(zip(self.classes, map(float, row), strict=True))))
         found.problems = problems
+        for thing, row in zip(read, softmax(logits, self.temperature), strict=True):
+            each = dict(zip(self.classes, map(float, row), strict=True))
+            best = int(row.argmax())
+            path = thing if isinstance(thing, Path) else None
+            found.append(Prediction(path, self.classes[best], float(row[best]), each))
         return found
 
     def evaluate(
         self,
         folder: str | Path | Folder, # A labelled folder; of one with splits, `test` is taken, else `valid`
         on_bad: str = "error", # "skip" leaves unreadable files out and logs a warning for each
-    ) -> Evaluation: # Accuracy with interval, per class, confusion, calibration
+    ) -> Evaluation: # Accuracy with interval, per class, confusion, calibration, problems
         "Judge the classifier on labelled pictures; classes are matched by name."
-        found = folder if isinstance(folder, Folder) else scan(folder)
+        found = folder if isinstance(folder, Folder) else scan(given(folder, "folder"))
         items = found.part("test") or found.part("valid") or found.part("train") or found.items
         unknown = sorted({item.label for item in items} - set(self.classes))
         if unknown:
-            raise DataError(f"{shown(found.root)}: class {shown(unknown[0])} is unknown to this classifier, which knows "
-                            f"{', '.join(map(shown, self.classes))}; rename or remove that folder")
-        logits, read, problems = self.logits([item.path for item in items], on_bad)
+            raise DataError(f"{shown(found.root)}: class {shown(unknown[0])} is unknown to this classifier, "
+                            f"which knows {_few(self.classes)}; rename or remove that folder")
+        logits, kept, problems = self._of([item.path for item in items], on_bad)
         for problem in problems:
             logging.getLogger("tl_tutorial").warning("left out: %s", problem)
-        if not read:
-            raise DataError(f"{shown(found.root)}: no image could be read; run tl-tutorial check")
-        label = {item.path: self.classes.index(item.label) for item in items}
-        return evaluation(softmax(logits, self.temperature), np.array([label[path] for path in read]), self.classes)
+        if not kept:
+            raise DataError(f"{shown(found.root)}: no image could be read; run tl-tutorial check {shown(found.root)}")
+        labels = np.array([self.classes.index(items[k].label) for k in kept])
+        judged = evaluation(softmax(logits, self.temperature), labels, self.classes)
+        passed = [problem for problem in found.problems if problem.kind in PASSED]
+        return replace(judged, problems=(*problems, *passed))
 
     def explain(
         self,
-        thing: Any, # One picture: a path, a PIL image or an array
+        thing: Any, # One picture: a path, a PIL image, an array, a tensor, bytes or an open file
         label: str | None = None, # The class to explain; None takes the predicted one
     ) -> Drawn: # The picture, and where the evidence lies; data holds the heat map
         "Show where in a picture the evidence for a class lies (Grad-CAM)."
         from tl_tutorial.explaining import grad_cam, overlay
         from tl_tutorial.figures import show_images
         if label is not None and label not in self.classes:
-            raise DataError(f"class {shown(label)} is unknown; choose one of {', '.join(map(shown, self.classes))}")
-        if len(listed := _listed(thing)) != 1:
-            raise DataError(f"{len(listed)} pictures were given; explain takes one")
+            raise DataError(f"class {shown(label)} is unknown; choose one of {_few(self.classes)}")
+        limit = _limits(self.settings).max_megapixels
+        items, _ = listed(thing, "error", limit)
+        if len(items) != 1:
+            raise DataError(f"{len(items)} pictures were given; explain takes one")
         stored = -(-self.size * 8 // 7) # the same centre as in predict
         middle = slice((stored - self.size) // 2, (stored - self.size) // 2 + self.size)
-        picture = load_pixels(listed, stored, max_megapixels=self.settings.max_megapixels).images[:, middle, middle]
+        picture = load_pixels(items, stored, max_megapixels=limit).images[:, middle, middle]
         images = torch.from_numpy(picture).permute(0, 3, 1, 2).float().div(255).to(self.device)
-        chosen = self.predict(thing)[0].label if label is None else label
-        heat = grad_cam(self.network, images, self.classes.index(chosen))[0].cpu().numpy()
-        drawn = show_images([picture[0], overlay(picture[0], heat)], ["picture", f"evidence for {shown(chosen)}"], 2, 2.6)
-        return replace(drawn, data={**drawn.data, "heat": heat, "label": chosen})
+        best = int(self._of(items, "error")[0][0].argmax()) if label is None else self.classes.index(label)
+        heat = grad_cam(self.network, images, best)[0].cpu().numpy()
+        titles = ["picture", f"evidence for {shown(self.classes[best])}"]
+        drawn = show_images([picture[0], overlay(picture[0], heat)], titles, 2, 2.6)
+        return replace(drawn, data={**drawn.data, "heat": heat, "label": self.classes[best]})
 
     def plot(self) -> Drawn: # Loss over the epochs; 0 is the start
         "Draw the losses over the epochs."
@@ -163,25 +138,48 @@ class Classifier:
         rows = [row for row in self.history if row.get("stage") != "mean of epochs"] # that one is no epoch
         return curves({label: [row.get(name) for row in rows] for name, label in names.items()}, "epoch", "loss")
 
-    def save(self, path: str | Path) -> Path: # The file
+    def save(
+        self,
+        path: str | Path, # The file; an older classifier there is replaced, nothing else is
+    ) -> Path: # The same place
         "Write one safetensors file with everything in it; `load` reads it back."
-        write_file(path, dict(self.network.state_dict()), _described(self))
-        return Path(path)
+        place = given(path)
+        write_file(place, dict(self.network.state_dict()), _described(self))
+        return place
 
-    def export_onnx(self, path: str | Path) -> Path: # The file
+    def export_onnx(
+        self,
+        path: str | Path, # The file; an older ONNX file there is replaced, nothing else is
+    ) -> Path: # The same place
         "Write an ONNX file: RGB in 0..1 [N, 3, size, size] in, probabilities [N, C] out."
-        return _to_onnx(self, Path(path))
+        from tl_tutorial.exporting import to_onnx
+        return to_onnx(self.network, path, size=self.size, temperature=self.temperature, description=_described(self))
 
     def __repr__(self) -> str:
         valid = self.metrics.get("valid_accuracy")
         judged = f", {valid:.3f} right on {self.metrics['valid_total']} validation images" if valid is not None else ""
         stopped = ", interrupted" if self.interrupted else ""
-        return (f"Classifier({self.settings.arch}, {len(self.classes)} classes ({', '.join(map(shown, self.classes[:6]))}"
-                f"{', …' if len(self.classes) > 6 else ''}), {self.size} pixels{judged}{stopped})")
+        return (f"Classifier({self.settings.arch}, {len(self.classes)} classes ({_few(self.classes)}), "
+                f"{self.size} pixels{judged}{stopped})")
 
     def _repr_html_(self) -> str: # Names are escaped
         from tl_tutorial.figures import embedded
-        return f"<p>{html.escape(repr(self))}</p>" + (embedded(self.plot(), "losses over the epochs") if self.history else "")
+        drawn = embedded(self.plot(), "losses over the epochs") if self.history else ""
+        return f"<p>{html.escape(repr(self))}</p>{drawn}"
+PASSED = {"link", "format", "too deep", "no file", "no class"} # kinds of problems that leave a file out
+
+def _few(names: tuple[str, ...]) -> str:
+    "The first names of many."
+    return ", ".join(map(shown, names[:6])) + (", …" if len(names) > 6 else "")
+
+def _limits(settings: Settings) -> Settings:
+    "The classifier's settings, with the limits for pictures that a settings.ini of this place sets."
+    try:
+        file = find_settings()
+    except OSError: # the working folder was deleted
+        return settings
+    said: dict[str, Any] = dict(read_ini(file)) if file else {}
+    return replace(settings, **{name: said[name] for name in ("cache_mb", "max_megapixels") if name in said})
 
 # %% ../nbs/module/19_classifier.ipynb #590ab614
 FORMAT = 1
@@ -194,101 +192,84 @@ def _described(classifier: Classifier) -> dict[str, Any]:
     packages = {name: found.version for name in ("torchvision", "pillow") for found in distributions(name=name)}
     versions = {"tl_tutorial": __version__, "torch": torch.__version__, **packages}
     network = classifier.network
-    return {"format": FORMAT, "classes": list(classifier.classes), "arch": network.arch, "features": network.head.in_features,
-            "preprocess": asdict(network.preprocess), "size": classifier.size, "settings": asdict(classifier.settings),
-            "history": classifier.history, "metrics": classifier.metrics, "temperature": classifier.temperature,
-            "interrupted": classifier.interrupted, "versions": versions}
+    return {"format": FORMAT, "classes": list(classifier.classes), "arch": network.arch,
+            "features": network.head.in_features, "preprocess": asdict(network.preprocess), "size": classifier.size,
+            "settings": asdict(classifier.settings), "history": classifier.history, "metrics": classifier.metrics,
+            "temperature": classifier.temperature, "interrupted": classifier.interrupted, "versions": versions}
 
 def _understood(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     "The description, its parts in the right types, or a ModelError."
     try:
         if found["format"] != FORMAT:
-            raise ModelError(f"{shown(path)}: format {found['format']} is not known to this version; update tl_tutorial")
+            raise ValueError(f"format {found['format']}")
         classes, size = tuple(found["classes"]), int(found["size"])
-        if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes) or len(classes) < 1 or not 8 <= size <= 4096:
+        names = all(isinstance(name, str) for name in classes) and len(set(classes)) == len(classes) >= 1
+        if not names or not 8 <= size <= 4096:
             raise ValueError("class names or size")
-        shape = {**found["preprocess"], "mean": tuple(found["preprocess"]["mean"]), "std": tuple(found["preprocess"]["std"])}
+        mean, std = (tuple(found["preprocess"][name]) for name in ("mean", "std"))
         temperature = float(found["temperature"])
         if not 0.01 < temperature < 100:
             raise ValueError("temperature")
-        return {"classes": classes, "size": size, "arch": str(found["arch"]), "preprocess": Preprocess(**shape),
-                "settings": Settings(**found["settings"]), "history": list(found["history"]), "metrics": dict(found["metrics"]),
-                "temperature": temperature, "interrupted": bool(found["interrupted"])}
-    except ModelError:
-        raise
+        return {"classes": classes, "size": size, "arch": str(found["arch"]),
+                "preprocess": Preprocess(**{**found["preprocess"], "mean": mean, "std": std}),
+                "settings": Settings(**found["settings"]), "history": list(found["history"]),
+                "metrics": dict(found["metrics"]), "temperature": temperature,
+                "interrupted": bool(found["interrupted"])}
     except Exception as error: # a header written by someone else can hold anything
-        raise ModelError(f"{shown(path)}: its description cannot be used ({type(error).__name__}: {str(error)[:80]}); "
-                         "save it again with Classifier.save") from None
+        raise ModelError(f"{shown(path)}: {_misfit(found, error)}") from error
+
+def _newer(found: dict[str, Any]) -> str:
+    "The version that wrote a description, when it is newer than this one; else nothing."
+    from tl_tutorial import __version__
+    versions = found.get("versions")
+    said = str(versions.get("tl_tutorial", "")) if isinstance(versions, dict) else ""
+    number = lambda text: [int(part) for part in re.findall(r"\d{1,9}", text)[:3]]
+    return shown(said)[:20] if number(said) > number(__version__) else ""
+
+def _misfit(found: dict[str, Any], error: Exception) -> str:
+    "Why a description cannot be used, and what helps."
+    if "format" not in found and {"key", "step"} <= set(found):
+        return ("the state of a run, not a classifier; give the file that train --out wrote, or go on from "
+                "this state with train --checkpoint FOLDER --resume")
+    reason = f"{type(error).__name__}: {str(error)[:80]}"
+    if _newer(found) or found.get("format") not in (FORMAT, None):
+        said = f"written by tl_tutorial {_newer(found)}" if _newer(found) else "written in another format"
+        return f"{said}, newer than this one ({reason}); update tl_tutorial"
+    return f"its description cannot be used ({reason}); save it again with Classifier.save of the version that made it"
 
 def load(
     path: str | Path, # A file written by Classifier.save
-    device: str = "auto", # auto, cpu, cuda, cuda:N or mps
+    device: str | torch.device = "auto", # auto, cpu, cuda, cuda:N or mps
     arch: nn.Module | None = None, # For a network of your own: the module it was made from
 ) -> Classifier: # Ready to use
     "Load a classifier; runs no code from the file and checks everything before use."
-    path = Path(path)
+    path = given(path)
+    if not isinstance(device, (str, torch.device)):
+        raise SettingsError(f"device = {device!r}: of type {type(device).__name__}; "
+                            "choose one of auto, cpu, cuda, cuda:N, mps")
+    if arch is not None and not isinstance(arch, nn.Module):
+        raise SettingsError(f"arch = {arch!r}: load takes a module of your own; leave it out for a network with a name")
     tensors, found = read_file(path)
     kept = _understood(path, found)
     if kept["arch"] == "custom" and arch is None:
-        raise ModelError(f"{shown(path)}: made from a module of your own; give it with arch=")
-    network = create(arch or kept["arch"], len(kept["classes"]), "none", preprocess=kept["preprocess"])
-    mine = network.state_dict()
-    wrong = sorted(set(mine) ^ set(tensors)) or [n for n in mine if mine[n].shape != tensors[n].shape or mine[n].dtype != tensors[n].dtype]
-    if wrong:
-        raise ModelError(f"{shown(path)}: its weights do not fit {kept['arch']} ({len(wrong)} tensors differ, e.g. {shown(wrong[0])}); save it again")
-    if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
-        raise ModelError(f"{shown(path)}: its weights hold NaN or infinity; train again")
+        raise ModelError(f"{shown(path)}: made from a module of your own; load it in Python with arch= and that module")
+    try:
+        network = create(arch or kept["arch"], len(kept["classes"]), "none", preprocess=kept["preprocess"])
+    except ModelError as error:
+        raise ModelError(f"{shown(path)}: {_misfit(found, error) if _newer(found) else error}") from error
+    _check_tensors(path, kept["arch"], network.state_dict(), tensors)
     network.load_state_dict(tensors)
-    place = pick_device(device)
+    place = pick_device(str(device))
     network.to(device=place, memory_format=quick_format(place)).eval()  # type: ignore[call-overload]
     kept.pop("arch"), kept.pop("preprocess")
     return Classifier(network, **kept)
 
-# %% ../nbs/module/19_classifier.ipynb #5b0c4644
-class _Probabilities(nn.Module):
-    "Images in 0..1 → probabilities."
-    def __init__(self, network: Network, temperature: float) -> None:
-        super().__init__()
-        self.network, self.temperature = network, temperature
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return (self.network(images) / self.temperature).softmax(1)
-
-def _to_onnx(classifier: Classifier, path: Path) -> Path:
-    "Export through torch.onnx and add a description."
-    try:
-        import onnx
-        import onnxscript  # noqa: F401 (torch.onnx needs it)
-    except ImportError as error:
-        raise ModelError(f"export to ONNX needs the package {error.name}; run: pip install 'tl-tutorial[onnx]'") from None
-    import contextlib
-    import io
-    import warnings
-    network = create_like(classifier.network).cpu().eval()
-    model = _Probabilities(network, classifier.temperature)
-    example = torch.rand(2, 3, classifier.size, classifier.size)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore") # the exporter's own deprecations; nothing here can act on them
-        program = torch.onnx.export(model, (example,), dynamo=True, input_names=["images"], output_names=["probabilities"],
-                                    dynamic_shapes={"images": {0: torch.export.Dim("batch")}}, verbose=False)
-    proto = program.model_proto  # type: ignore[union-attr]
-    for key, value in {"classes": json.dumps(classifier.classes), "size": str(classifier.size), "tl_tutorial": json.dumps(_described(classifier)),
-                       "preprocessing": f"upright RGB, largest centred square, shrunk to 7/8 by a centre crop, {classifier.size} x {classifier.size} "
-                                        "pixels, values 0..1; normalisation is inside"}.items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = key, value
-    try:
-        onnx.save(proto, path)
-    except OSError as error:
-        raise ModelError(f"{shown(path)}: cannot be written ({error.strerror}); choose another place") from None
-    return path
-
-def create_like(
-    network: Network, # Any network
-) -> Network: # An independent copy without hooks and pins, in the usual memory order
-    "Copy a network for export."
-    import copy
-    from tl_tutorial.freezing import unfreeze
-    twin = copy.deepcopy(network)
-    unfreeze(twin)
-    return twin.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+def _check_tensors(path: Path, arch: str, mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    "Raise ModelError where weights do not fit, or hold what no network can use."
+    other = lambda name: mine[name].shape != theirs[name].shape or mine[name].dtype != theirs[name].dtype
+    wrong = sorted(set(mine) ^ set(theirs)) or [name for name in mine if other(name)]
+    if wrong:
+        raise ModelError(f"{shown(path)}: its weights do not fit {arch} ({len(wrong)} tensors differ, "
+                         f"e.g. {shown(wrong[0])}); save it again")
+    if not all(bool(torch.isfinite(value).all()) for value in theirs.values()):
+        raise ModelError(f"{shown(path)}: its weights hold NaN or infinity; train again")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import signal
 import sys
@@ -16,9 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .settings import SettingsError, TLError, TrainingError, read_settings
+from .settings import DataError, SettingsError, TLError, TrainingError, find_settings, read_settings
+from .streams import piped, silence, streams
 
 if TYPE_CHECKING:
+    from tl_tutorial.answers import Predictions
     from tl_tutorial.classifier import Classifier
 
 # %% auto #0
@@ -28,167 +29,130 @@ __all__ = ['main']
 def _check(args: argparse.Namespace) -> int:
     "tl-tutorial check"
     from tl_tutorial.report import check
-    report = check(args.photos, read_settings().max_megapixels, progress=True)
+    report = check(args.photos, max_megapixels=read_settings().max_megapixels, progress=True)
     print(json.dumps(report.as_dict(), indent=1) if args.json else report)
     if not report.ok:
         first = next(problem for problem in report.problems if problem.severity == "error")
         print(f"tl-tutorial: {first}", file=sys.stderr)
     return 0 if report.ok else 1
 
-def _writable(path: str) -> Path:
-    "A place where a result can be written, judged before the work begins."
-    place = Path(path)
-    if place.is_dir() or not place.absolute().parent.is_dir() or not os.access(place.absolute().parent, os.W_OK):
-        raise SettingsError(f"{path}: cannot be written; give a file in a folder that is there and may be written to")
-    return place
-
 # %% ../nbs/module/21_cli.ipynb #16db26d2
 def _train(args: argparse.Namespace) -> int:
     "tl-tutorial train"
-    out = _writable(args.out)
+    from tl_tutorial.results import beside, finish, places, rescue
+    out = places(args.out, args.weights, args.checkpoint)
     from tl_tutorial.fine_tuning import fine_tune
     from tl_tutorial.training import StopSignals
+    first = os.environ.get("RANK", "0") == "0" # of several processes, one writes
     with StopSignals() as asked:
         try:
-            classifier = fine_tune(args.photos, args.valid, args.arch, args.epochs, args.size, args.seed, args.device,
-                                   args.on_bad, args.checkpoint, args.resume, stop=asked)
+            classifier = fine_tune(args.photos, valid=args.valid, arch=args.arch, epochs=args.epochs, size=args.size,
+                                   seed=args.seed, device=args.device, on_bad=args.on_bad, weights=args.weights,
+                                   checkpoint=args.checkpoint, resume=args.resume, stop=asked)
+            if first:
+                finish(classifier, out)
         except TrainingError as error:
-            _rescue(error, out)
+            if first and error.classifier is not None:
+                place = rescue(error.classifier, out, beside(out, ".last-good.safetensors"))
+                print(f"tl-tutorial: the last good weights are in {place}", file=sys.stderr)
             raise
         except KeyboardInterrupt:
             print("tl-tutorial: stopped at once; no classifier was saved", file=sys.stderr)
             return 128 + asked.signal
-        if os.environ.get("RANK", "0") == "0": # of several processes, one writes
-            _finish(classifier, out)
+        except OSError: # the terminal is gone; the work is saved
+            if not asked.signal:
+                raise
+            silence(sys.stdout)
     if asked.signal and args.checkpoint:
         print(f"tl-tutorial: stopped; go on with --checkpoint {args.checkpoint} --resume", file=sys.stderr)
     return 128 + asked.signal if asked.signal else 0
 
-def _finish(classifier: Classifier, out: Path) -> None:
-    "Save the classifier and its history, and say so."
-    classifier.save(out)
-    rows = "".join(json.dumps(row) + "\n" for row in classifier.history)
-    out.with_suffix(".history.jsonl").write_text(rows)
-    print(classifier)
-    print(f"saved {out}; next: tl-tutorial evaluate {out} PHOTOS, tl-tutorial predict {out} PATH")
-
-def _rescue(error: TrainingError, out: Path) -> None:
-    "Keep the last good weights of a run that failed, beside the place of its result."
-    if error.classifier is None or os.environ.get("RANK", "0") != "0":
-        return
-    place = out.with_suffix(".last-good.safetensors")
-    try:
-        error.classifier.save(place)
-        print(f"tl-tutorial: the last good weights are in {place}", file=sys.stderr)
-    except TLError as second: # the disk may be full for this file too
-        print(f"tl-tutorial: {second}", file=sys.stderr)
+# %% ../nbs/module/21_cli.ipynb #f6d2ab1c
+def _loaded(args: argparse.Namespace, device: str | None = None) -> Classifier:
+    "The classifier of a command, on the device that was asked for."
+    from tl_tutorial.classifier import load
+    return load(args.model, device or args.device or read_settings().device)
 
 def _evaluate(args: argparse.Namespace) -> int:
     "tl-tutorial evaluate"
-    from tl_tutorial.classifier import load
-    result = load(args.model, args.device or "auto").evaluate(args.photos)
-    print(json.dumps(result.as_dict(), indent=1) if args.json else result)
+    result = _loaded(args).evaluate(args.photos, on_bad=args.on_bad or read_settings().on_bad)
+    print(json.dumps(result.as_dict(), indent=1 if len(result.classes) <= 30 else None) if args.json else result)
+    _name([problem for problem in result.problems if not isinstance(problem, Exception)]) # the others are named already
+    return 0
+
+def _export(args: argparse.Namespace) -> int:
+    "tl-tutorial export"
+    from tl_tutorial.files import output
+    out = output(args.onnx, "an ONNX file", [args.model], "--onnx")
+    _loaded(args, "cpu").export_onnx(out)
+    print(f"saved {out}; input images [N, 3, size, size] in 0..1, output probabilities [N, classes]")
     return 0
 
 # %% ../nbs/module/21_cli.ipynb #783555ab
 def _predict(args: argparse.Namespace) -> int:
     "tl-tutorial predict"
-    from tl_tutorial.classifier import load
-    table = _writable(args.csv) if args.csv else None
-    found = load(args.model, args.device or "auto").predict(args.path, on_bad="skip")
-    rows = [{"path": str(p.path), "label": p.label, "probability": p.probability, "probabilities": p.probabilities} for p in found]
-    if args.json:
-        print(json.dumps(rows, indent=1))
+    from tl_tutorial.answers import rows
+    from tl_tutorial.files import output
+    flow = args.csv in ("-", "/dev/stdout")
+    read = [args.model, find_settings() or args.model, *args.path]
+    table = output(args.csv, "", read, "--csv") if args.csv and not flow else None
+    classifier = _loaded(args)
+    found = classifier.predict([piped(path) for path in args.path], on_bad=args.on_bad or "skip")
+    failed = None
+    try:
+        if table:
+            _write_csv(found, table)
+    except TrainingError as error: # the answers shall not be lost with their table
+        failed, table = error, None
+    if flow:
+        _write_csv(found, None)
+    elif args.json:
+        print(json.dumps(rows(found, "-"), indent=1))
     elif table:
-        _write_csv(table, rows)
-        print(f"{len(rows)} predictions in {table}")
-    elif rows:
-        problems, found.problems = found.problems, ()
-        print(found)
-        found.problems = problems
-    for problem in found.problems:
-        print(f"tl-tutorial: {problem}", file=sys.stderr)
+        print(f"{len(found)} predictions in {table}")
+    elif found:
+        print(found.text(unnamed="-"))
+    _name(found.problems)
+    if failed:
+        raise failed
     return 1 if found.problems else 0
 
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    "One line per picture: path, label, probability."
-    import csv
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "probability"])
-        writer.writerows([row["path"], row["label"], f"{row['probability']:.6f}"] for row in rows)
+def _name(problems: Sequence[Any]) -> None:
+    "Name what was left out, and count it."
+    for problem in problems[:50]:
+        print(f"tl-tutorial: {problem}", file=sys.stderr)
+    if len(problems) > 1:
+        more = f", of which {len(problems) - 50:,} are not named here (--json names all)" if len(problems) > 50 else ""
+        print(f"tl-tutorial: {len(problems):,} files were left out{more}", file=sys.stderr)
 
-def _export(args: argparse.Namespace) -> int:
-    "tl-tutorial export"
-    out = _writable(args.onnx)
-    from tl_tutorial.classifier import load
-    load(args.model, "cpu").export_onnx(out)
-    print(f"saved {out}; input images [N, 3, size, size] in 0..1, output probabilities [N, classes]")
-    return 0
+def _write_csv(found: Predictions, place: Path | None) -> None:
+    "Write the table to a file, or to standard output."
+    from tl_tutorial.answers import encoded, table
+    from tl_tutorial.files import write_whole
+    text = table(found)
+    data = encoded(text)
+    if place is not None:
+        write_whole(place, data)
+    elif hasattr(sys.stdout, "buffer"): # no mark in front: a program reads this, not Excel
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data.removeprefix(b"\xef\xbb\xbf"))
+    else:
+        print(text, end="")
 
 # %% ../nbs/module/21_cli.ipynb #f63eb53d
-def _halves(seed: int) -> Any:
-    "The clip art as a Folder with a training half and a test half."
-    from dataclasses import replace
-
-    from tl_tutorial.datasets import clipart
-    from tl_tutorial.folder import scan, split
-    found = scan(clipart())
-    train, test = split(found.items, 0.5, seed)
-    items = (*(replace(i, split="train") for i in train), *(replace(i, split="test") for i in test))
-    return replace(found, items=items)
-
 def _demo(args: argparse.Namespace) -> int:
     "tl-tutorial demo"
-    import time
-
-    from tl_tutorial.classifier import load
-    from tl_tutorial.fine_tuning import fine_tune
-    from tl_tutorial.report import check
-    from tl_tutorial.training import StopSignals
-    out, seed = _writable(args.out), read_settings(seed=args.seed).seed
-    folder = _halves(seed)
-    print(check(folder), flush=True)
-    with StopSignals() as asked:
-        began = time.monotonic()
-        tuned = fine_tune(folder, epochs=args.epochs, seed=seed, stop=asked)
-        spent = time.monotonic() - began
-        if asked.signal:
-            tuned.save(out)
-            return 128 + asked.signal
-        print("the same network from random weights, for the same time:", file=sys.stderr)
-        late = lambda: asked() or time.monotonic() - began > 2 * spent
-        each = [row["seconds"] for row in tuned.history if row["stage"] == "fine-tune"] or [spent]
-        fitting = max(1, int(spent / (sum(each) / len(each)))) # so that its learning rate has risen and fallen when the time is over
-        scratch = fine_tune(folder, epochs=fitting, seed=seed, weights="none", patience=fitting, stop=late)
-        if asked.signal:
-            tuned.save(out)
-            return 128 + asked.signal
-    _compared(tuned, scratch, folder, spent)
-    print(f"saved {tuned.save(out)} ({out.stat().st_size / 1e6:.0f} MB: weights, classes, settings; no code)")
-    questions = [item.path for item in folder.part("test")][::53][:5]
-    print(f"loaded again, it says of {len(questions)} test pictures:")
-    print("\n".join(f"  {p.path.parent.name}/{p.path.name}: {p.label} ({p.probability:.2f})" for p in load(out).predict(questions) if p.path))
-    print(f"next: tl-tutorial predict {out} YOUR_PICTURE   or   tl-tutorial train YOUR_FOLDER --out mine.safetensors")
-    return 0
-
-def _compared(tuned: Classifier, scratch: Classifier, folder: Any, spent: float) -> None:
-    "Print the epochs and both test accuracies."
-    for row in tuned.history:
-        name = f"epoch {row['epoch']}" if row["stage"] == "fine-tune" else row["stage"]
-        train = f"training loss {row['train_loss']:.3f}" if "train_loss" in row else ""
-        print(f"{name:14} {train:19}   validation loss {row['valid_loss']:.3f}, {row['valid_accuracy']:.3f} right")
-    print(f"after {spent:.0f} s of training each, on test pictures that neither has seen:")
-    for name, one in (("pretrained", tuned), ("from scratch", scratch)):
-        result = one.evaluate(folder)
-        low, high = result.interval
-        print(f"  {name:13} accuracy {result.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, {result.total} images)")
+    from tl_tutorial.files import SAFE, output
+    out = output(args.out, SAFE, what="--out")
+    from tl_tutorial.demo import demo
+    return demo(out, args.epochs, read_settings(seed=args.seed).seed)
 
 # %% ../nbs/module/21_cli.ipynb #0b913ada
 def _parser() -> argparse.ArgumentParser:
     "All commands and their arguments."
-    parser = argparse.ArgumentParser("tl-tutorial", description="Fine-tune a pretrained CNN on a folder of labelled pictures.",
-                                     epilog="A folder is FOLDER/CLASS/*.jpg, or holds train/, valid/ and test/ of that form.")
+    parser = argparse.ArgumentParser(
+        "tl-tutorial", description="Fine-tune a pretrained CNN on a folder of labelled pictures.",
+        epilog="A folder is FOLDER/CLASS/*.jpg, or holds train/, valid/ and test/ of that form.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         found = commands.add_parser(name, help=text, description=text)
@@ -203,18 +167,21 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("photos", metavar="PHOTOS", help="labelled folder")
     predict = command("predict", _predict, "say what is in pictures")
     predict.add_argument("model", metavar="M.safetensors", help="a saved classifier")
-    predict.add_argument("path", metavar="PATH", nargs="+", help="image files or folders")
+    predict.add_argument("path", metavar="PATH", nargs="+", help="image files or folders; - is standard input")
     how = predict.add_mutually_exclusive_group()
-    how.add_argument("--csv", metavar="FILE", help="write a table: path, label, probability")
+    how.add_argument("--csv", metavar="FILE", help="write a table: path, label, probability; - is standard output")
     for where in (evaluate, how):
         where.add_argument("--json", action="store_true", help="print JSON")
     for where in (evaluate, predict):
         where.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps")
+    bad = "what to do with unreadable images (default: %s)"
+    evaluate.add_argument("--on-bad", choices=("error", "skip"), help=bad % "error, or what settings.ini says")
+    predict.add_argument("--on-bad", choices=("error", "skip"), help=bad % "skip, and exit code 1")
     export = command("export", _export, "write an ONNX file")
     export.add_argument("model", metavar="M.safetensors", help="a saved classifier")
     export.add_argument("--onnx", metavar="M.onnx", required=True, help="the file to write")
     demo = command("demo", _demo, "train, judge, save and predict on bundled pictures, offline, in about a minute")
-    demo.add_argument("--out", metavar="FILE", default="clipart.safetensors", help="where to save (default: %(default)s)")
+    demo.add_argument("--out", metavar="FILE", default="clipart.safetensors", help="default: %(default)s")
     demo.add_argument("--epochs", metavar="N", type=int, default=3, help="fine-tuning epochs (default: %(default)s)")
     demo.add_argument("--seed", metavar="N", type=int, help="default: 42")
     return parser
@@ -223,8 +190,9 @@ def _train_arguments(train: argparse.ArgumentParser) -> None:
     "The arguments of `train`; what is not given comes from settings.ini or the defaults."
     train.add_argument("photos", metavar="PHOTOS", help="labelled folder")
     train.add_argument("--out", metavar="M.safetensors", required=True, help="the file to write")
-    train.add_argument("--valid", metavar="DIR", help="validation folder; without it, part of each class is set aside")
+    train.add_argument("--valid", metavar="DIR", help="validation folder; else part of each class is set aside")
     train.add_argument("--arch", metavar="A", help="efficientnet_lite0, small_cnn, a torchvision name, or timm:NAME")
+    train.add_argument("--weights", metavar="W", help="default, none, a torchvision weights name, or a file")
     train.add_argument("--epochs", metavar="N", type=int, help="fine-tuning epochs after the head is fitted")
     train.add_argument("--size", metavar="PX", type=int, help="side of the training images (pixels)")
     train.add_argument("--seed", metavar="N", type=int, help="same seed, same weights on the CPU (default: 42)")
@@ -234,36 +202,60 @@ def _train_arguments(train: argparse.ArgumentParser) -> None:
     train.add_argument("--resume", action="store_true", help="go on from the state in --checkpoint")
 
 # %% ../nbs/module/21_cli.ipynb #52fd024e
+_PATHS = ("photos", "model", "out", "valid", "checkpoint", "csv", "onnx")
+
 def main(
     argv: Sequence[str] | None = None, # Arguments; None takes those of the process
 ) -> int: # The exit code
     "The command line `tl-tutorial`."
-    for stream in (sys.stdout, sys.stderr): # a name that the terminal's encoding lacks is escaped
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    args = _parser().parse_args(argv)
-    logging.basicConfig(format="tl-tutorial: %(message)s", level=logging.WARNING)
-    warnings.filterwarnings("ignore", module="PIL") # large images are judged by our own limit
+    with streams():
+        args = _parser().parse_args(argv)
+        warnings.filterwarnings("ignore", module="PIL") # large images are judged by our own limit
+        try:
+            _meant(args)
+            code: int = args.run(args)
+            try:
+                sys.stdout.flush() # what cannot be written shall be noticed here, not when Python ends
+            except OSError:
+                silence(sys.stdout)
+                if code < 128: # after a signal the terminal may be gone, and that is no error any more
+                    raise
+            return code
+        except BaseException as error:
+            return _ended(error)
+
+def _meant(args: argparse.Namespace) -> None:
+    "Paths as they are meant, and a working folder that is there."
     try:
-        if getattr(args, "resume", False) and not args.checkpoint:
-            raise SettingsError("--resume needs --checkpoint DIR, the folder in which the run's state was kept")
-        code = args.run(args)
-        sys.stdout.flush() # what cannot be written shall be noticed here, not when Python ends
-        return code
-    except TLError as error:
-        print(f"tl-tutorial: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt as error: # ours holds the signal's number; Python's own, from Ctrl-C, holds nothing
-        print("tl-tutorial: stopped", file=sys.stderr)
-        return 128 + (error.args[0] if error.args else signal.SIGINT)
-    except MemoryError:
-        print("tl-tutorial: not enough memory; lower cache_mb or size in settings.ini, or give fewer pictures at once", file=sys.stderr)
-        return 1
-    except BrokenPipeError: # the reader of our output went away, e.g. `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        os.getcwd()
     except OSError as error:
-        print(f"tl-tutorial: {error.filename or 'the output'}: {error.strerror or error}; check the path and the free space", file=sys.stderr)
-        if error.filename is None: # or Python would try to write the rest once more at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise DataError("the working folder was deleted; change into another one (cd) and run this again") from error
+    if getattr(args, "resume", False) and not args.checkpoint:
+        raise SettingsError("--resume needs --checkpoint DIR, the folder in which the run's state was kept")
+    given = {name: value for name in _PATHS if (value := getattr(args, name, None)) is not None}
+    for name, value in [*given.items(), *(("PATH", path) for path in getattr(args, "path", ()))]:
+        if not value.strip():
+            raise SettingsError(f"{name} is empty, as from an unset variable; give a path, or . for the working folder")
+    for name, value in given.items():
+        setattr(args, name, os.path.expanduser(value))
+
+def _ended(error: BaseException) -> int:
+    "One sentence for whatever a user can cause, and the exit code."
+    say = lambda text: print(f"tl-tutorial: {text}", file=sys.stderr)
+    if isinstance(error, TLError):
+        say(error)
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt): # ours holds the signal's number; Python's own, from Ctrl-C, nothing
+        say("stopped")
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
+    if isinstance(error, MemoryError):
+        say("not enough memory; lower cache_mb or size in settings.ini, or give fewer pictures at once")
         return 1
+    if not isinstance(error, OSError):
+        raise error
+    if error.filename is None: # or Python would try to write the rest once more at its end
+        silence(sys.stdout)
+    if isinstance(error, BrokenPipeError): # the reader of our output went away, e.g. `| head`
+        return 0
+    say(f"{error.filename or 'the output'}: {error.strerror or error}; check the path and the free space")
+    return 1

@@ -5,6 +5,8 @@
 # %% ../nbs/module/18_explaining.ipynb #1edc7bb1
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,10 @@ __all__ = ['grad_cam', 'overlay', 'nearest']
 def _last_maps(network: Network, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "Logits, and the last output of the body that still has height and width."
     caught: list[torch.Tensor] = []
+    mine = threading.get_ident()
     def catch(_module: torch.nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+        here = threading.get_ident() == mine # another thread may use the network meanwhile
+        if here and isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
             caught.append(output)
     hooks = [part.register_forward_hook(catch) for part in network.body.modules()]
     try:

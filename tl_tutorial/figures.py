@@ -5,9 +5,11 @@
 # %% ../nbs/module/02_figures.ipynb #365cceb5
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'GREY', 'COLOURS', 'STYLE', 'style', 'use_style', 'Drawn', 'embedded',
-           'new_figure', 'plain', 'show_images', 'curves', 'intervals', 'matrix', 'reliability']
+           'new_figure', 'plain', 'lettered', 'show_images', 'curves', 'intervals', 'matrix', 'reliability']
 
 # %% ../nbs/module/02_figures.ipynb #f6b48e84
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#00805A", "#B02A3B", "#8A4F9E", "#5F6368"
@@ -52,6 +54,7 @@ class Drawn:
     "A figure together with the numbers it shows."
     figure: Figure # The Matplotlib figure
     data: dict[str, Any] = field(default_factory=dict) # The numbers in it, by name
+    key: dict[str, str] = field(default_factory=dict) # Number in the figure → the name that no font here can draw
 
     def _repr_png_(self) -> bytes: # PNG bytes, as JupyterLab asks for them
         "Draw as PNG."
@@ -63,6 +66,10 @@ class Drawn:
         # 255 colours are enough for a figure, and make the page a third of the size
         Image.open(raw).convert("RGB").quantize(255, dither=Image.Dither.NONE).save(small, "png", optimize=True)
         return small.getvalue()
+
+    def _repr_html_(self) -> str | None: # None leaves the choice to the picture alone
+        "The picture with its key, where it has one."
+        return embedded(self, "a figure") if self.key else None
 
     def __repr__(self) -> str:
         return f"Drawn({', '.join(self.data)})"
@@ -76,9 +83,12 @@ def embedded(
     import base64
     import html
     data = base64.b64encode(drawn._repr_png_()).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+    key = ", ".join(f"{number} = {html.escape(name)}" for number, name in drawn.key.items())
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">' + (f"<p>{key}</p>" if key else "")
 
 # %% ../nbs/module/02_figures.ipynb #115e39d1
+_ONE = threading.Lock() # Matplotlib's style belongs to the whole process
+
 def new_figure(
     rows: int = 1, # Rows of axes
     columns: int = 1, # Columns of axes
@@ -87,7 +97,7 @@ def new_figure(
     "Make an empty figure in the style of this course."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    with style():
+    with _ONE, style():
         figure = Figure(figsize=size or STYLE["figure.figsize"], layout="constrained")
         FigureCanvasAgg(figure)
         return figure, figure.subplots(rows, columns, squeeze=False)
@@ -99,7 +109,49 @@ def plain(
     "Text that Matplotlib draws as it stands: a dollar sign begins no formula, a control character is left out."
     return "".join(c for c in str(text) if c.isprintable()).replace("$", r"\$")
 
+# %% ../nbs/module/02_figures.ipynb #f9c7a5b6
+@lru_cache(maxsize=512)
+def _has(file: str) -> frozenset[int]:
+    "The letters of a font file."
+    from matplotlib.font_manager import get_font
+    try:
+        return frozenset(get_font(file).get_charmap())
+    except Exception: # a font that this Matplotlib cannot read has no letters for it
+        return frozenset()
+
+def _fonts(texts: Iterable[str]) -> tuple[list[str], set[int]]:
+    "More font families for these texts, and the letters that no installed font has."
+    from matplotlib import font_manager, rcParams
+    own = font_manager.findfont(font_manager.FontProperties(family=rcParams["font.family"]))
+    missing = {ord(c) for text in texts for c in text} - _has(own)
+    more: list[str] = []
+    first = lambda font: ("CJK" not in font.name and "Hei" not in font.name, font.name)
+    for font in sorted(font_manager.fontManager.ttflist, key=first)[:300] if missing else ():
+        if font.style == "normal" and not font.name.startswith("Last Resort") and missing & _has(font.fname):
+            more.append(font.name)
+            missing -= _has(font.fname)
+    return more, missing
+
+def lettered(
+    names: Sequence[Any], # Names given by somebody else
+    longest: int = 40, # Letters; a longer name is cut in its middle
+) -> tuple[list[str], dict[str, str], dict[str, Any]]: # What to draw, the key to it, and arguments for texts
+    "Names that can be drawn here: as they are, cut, or as a number."
+    from matplotlib import rcParams
+    whole = ["".join(c for c in str(name) if c.isprintable()) for name in names]
+    more, missing = _fonts(whole)
+    labels, key = [], {}
+    for number, name in enumerate(whole, 1):
+        if missing & set(map(ord, name)) or not name:
+            key[str(number)] = str(names[number - 1])
+            name = str(number)
+        half = longest // 2
+        labels.append(plain(name if len(name) <= longest else f"{name[:half]}…{name[-half + 1:]}"))
+    return labels, key, {"family": [*rcParams["font.family"], *more]} if more else {}
+
 # %% ../nbs/module/02_figures.ipynb #8a267663
+_MOST = 200 # Pictures in one figure
+
 def show_images(
     images: Sequence[Any] | np.ndarray, # Arrays [H, W] or [H, W, 3] (uint8, or float in 0..1) or PIL images
     titles: Sequence[str] = (), # One title per image
@@ -107,14 +159,19 @@ def show_images(
     width: float = 1.25, # Inches per image
 ) -> Drawn: # The grid; data: images, titles
     "Draw images in a grid, with a title over each."
-    rows = max(1, -(-len(images) // columns))
+    many = images[:_MOST]
+    rows = max(1, -(-len(many) // columns))
     figure, axes = new_figure(rows, columns, (width * columns, (width + (0.25 if titles else 0)) * rows))
+    labels, key, font = lettered(titles[:len(many)])
     for axis in axes.flat:
         axis.set_axis_off()
-    for i, image in enumerate(images):
-        axes.flat[i].imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255 if np.asarray(image).dtype == np.uint8 else 1)
-        axes.flat[i].set_title(plain(titles[i]) if i < len(titles) else "", fontsize=8)
-    return Drawn(figure, {"images": images, "titles": list(titles)})
+    for i, image in enumerate(many):
+        pixels = np.asarray(image)
+        axes.flat[i].imshow(pixels, cmap="gray", vmin=0, vmax=255 if pixels.dtype == np.uint8 else 1)
+        axes.flat[i].set_title(labels[i] if i < len(labels) else "", fontsize=8, **font)
+    if len(many) < len(images):
+        figure.suptitle(f"the first {_MOST} of {len(images):,} pictures")
+    return Drawn(figure, {"images": images, "titles": list(titles)}, key)
 
 # %% ../nbs/module/02_figures.ipynb #9f3d9444
 def curves(
@@ -127,15 +184,17 @@ def curves(
     figure, axes = new_figure()
     longest = max((len(values) for values in series.values()), default=0)
     places = list(range(longest)) if x is None else list(x)
-    for name, values in series.items():
+    for values in series.values():
         heights = [np.nan if value is None else float(value) for value in values]
-        axes[0, 0].plot(places[:len(heights)], heights, marker="o", markersize=4, label=plain(name))
+        axes[0, 0].plot(places[:len(heights)], heights, marker="o", markersize=4)
     axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
     if x is None: # steps and epochs are whole numbers
         axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
+    labels, key, font = lettered(list(series)[:12], 60)
     if series:
-        axes[0, 0].legend()
-    return Drawn(figure, {"x": places, **{name: list(values) for name, values in series.items()}})
+        more = f"and {len(series) - 12:,} more" if len(series) > 12 else None
+        axes[0, 0].legend(axes[0, 0].get_lines()[:12], labels, title=more, prop=font or None)
+    return Drawn(figure, {"x": places, **{name: list(values) for name, values in series.items()}}, key)
 
 # %% ../nbs/module/02_figures.ipynb #28d03225
 def intervals(
@@ -143,15 +202,18 @@ def intervals(
     xlabel: str = "accuracy", # Label of the horizontal axis
 ) -> Drawn: # Dots with bars; data: the values
     "Draw one dot with its interval per name, top to bottom."
-    figure, axes = new_figure(size=(6.4, 0.9 + 0.4 * len(values)))
+    rows = list(values)[:60]
+    figure, axes = new_figure(size=(6.4, 0.9 + 0.4 * len(rows)))
     axis = axes[0, 0]
-    for row, (value, low, high) in enumerate(values.values()):
+    labels, key, font = lettered(rows, 60)
+    for row, name in enumerate(rows):
+        value, low, high = values[name]
         axis.plot([low, high], [row, row], color=BLUE, linewidth=2)
         axis.plot([value], [row], "o", color=BLUE)
-    axis.set_yticks(range(len(values)), [plain(name) for name in values])
-    axis.set_ylim(len(values) - 0.5, -0.5)
-    axis.set_xlabel(xlabel)
-    return Drawn(figure, dict(values))
+    axis.set_yticks(range(len(rows)), labels, **font)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlabel(xlabel + (f" (the first {len(rows)} of {len(values):,})" if len(rows) < len(values) else ""))
+    return Drawn(figure, dict(values), key)
 
 # %% ../nbs/module/02_figures.ipynb #1990808a
 def matrix(
@@ -160,20 +222,25 @@ def matrix(
     size: float = 0.42, # Inches per cell
 ) -> Drawn: # The matrix; data: counts, names
     "Draw a square matrix of counts with the number in each cell."
-    side = max(3.0, 1.6 + size * len(names))
+    few = len(names) <= 40
+    step = 1 if few else -(-len(names) // 20)
+    labels, key, font = lettered(names[::step], 24)
+    room = 0.07 * max(0, max(map(len, labels), default=0) - 10) # for long names
+    side = max(3.0, 1.6 + size * (len(names) if few else 20)) + room
     figure, axes = new_figure(size=(side, side))
     axis, top = axes[0, 0], max(1, int(np.max(counts, initial=0)))
     axis.imshow(counts, cmap="Blues", vmin=0, vmax=top)
     axis.grid(False)
-    for (row, column), count in np.ndenumerate(counts):
+    for (row, column), count in np.ndenumerate(counts) if few else ():
         if count:
             axis.text(column, row, f"{count:g}", ha="center", va="center", fontsize=8,
                       color="white" if count > top / 2 else "black")
-    labels = [plain(name) for name in names]
-    axis.set_xticks(range(len(names)), labels, rotation=60, ha="right")
-    axis.set_yticks(range(len(names)), labels)
+    axis.set_xticks(range(0, len(names), step), labels, rotation=60, ha="right", **font)
+    axis.set_yticks(range(0, len(names), step), labels, **font)
     axis.set(xlabel="predicted", ylabel="true")
-    return Drawn(figure, {"counts": np.asarray(counts), "names": list(names)})
+    if not few:
+        axis.set_title(f"{len(names):,} classes; one name of {step} is shown")
+    return Drawn(figure, {"counts": np.asarray(counts), "names": list(names)}, key)
 
 # %% ../nbs/module/02_figures.ipynb #520d13f3
 def reliability(

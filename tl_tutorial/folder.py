@@ -158,10 +158,12 @@ def scan(
 # %% ../nbs/module/06_folder.ipynb #849b056a
 def find_images(
     folder: str | Path, # Any folder
+    *,
+    passed: list[Problem] | None = None, # Is given what was passed over
 ) -> list[Path]: # Image files below it, in order
     "List the image files below a folder, labelled or not; hidden ones and links that lead out are passed over."
     root = Path(folder)
-    return list(_files(root, root.resolve(), []))
+    return list(_files(root, root.resolve(), [] if passed is None else passed))
 
 # %% ../nbs/module/06_folder.ipynb #6d7fc3cd
 def _rank(seed: int, key: str) -> bytes:

@@ -80,6 +80,8 @@ def fit_temperature(
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 # %% ../nbs/module/12_metrics.ipynb #19fd0b63
+_MOST = 30 # Classes in a printed table
+
 @dataclass(frozen=True)
 class Evaluation:
     "How good a classifier is on labelled data; shows itself."
@@ -94,13 +96,15 @@ class Evaluation:
     confusion: np.ndarray # int [C, C], rows = truth, columns = prediction
     ece: float # Expected calibration error, in 0..1
     loss: float # Mean cross-entropy (nats)
+    problems: tuple[Any, ...] = () # What was left out: each has path, kind, why and remedy
 
     def as_dict(self) -> dict[str, Any]: # Plain types, ready for JSON
         "The evaluation as plain data; what cannot be computed is None."
         plain = lambda v: None if isinstance(v, float) and not np.isfinite(v) else v
         table = {name: {k: plain(v) for k, v in row.items()} for name, row in self.per_class.items()}
+        left = [{k: str(getattr(problem, k)) for k in ("path", "kind", "why", "remedy")} for problem in self.problems]
         return {**vars(self), "classes": list(self.classes), "interval": list(self.interval), "per_class": table,
-                "auc": plain(self.auc), "confusion": self.confusion.tolist()}
+                "auc": plain(self.auc), "confusion": self.confusion.tolist(), "problems": left}
 
     def plot(self) -> Drawn: # The confusion matrix
         "Draw the confusion matrix."
@@ -108,30 +112,47 @@ class Evaluation:
         return matrix(self.confusion, self.classes)
 
     def _rows(self) -> list[list[str]]:
-        "The table of classes as text."
+        "The table of classes as text; of very many, those that are recognised worst."
         show = lambda value: f"{value:.3f}" if np.isfinite(value) else "–"
-        return [[shown(name), *(show(row[k]) for k in ("precision", "recall", "f1", "auc")), f"{row['support']:.0f}"]
-                for name, row in self.per_class.items()]
+        short = lambda name: name if len(name) <= 40 else f"{name[:20]}…{name[-19:]}"
+        names = list(self.per_class)
+        if len(names) > _MOST:
+            there = [name for name in names if self.per_class[name]["support"]]
+            names = sorted(there, key=lambda name: self.per_class[name]["f1"])[:20]
+        scores = ("precision", "recall", "f1", "auc")
+        return [[short(shown(name)), *(show(self.per_class[name][k]) for k in scores),
+                 f"{self.per_class[name]['support']:.0f}"] for name in names]
 
-    def __repr__(self) -> str:
+    def _said(self) -> tuple[str, list[str]]:
+        "The line before the table, and those after it."
         low, high = self.interval
         head = f"accuracy {self.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}) on {self.total} images"
-        width = max(5, *(len(shown(name)) for name in self.classes))
-        names = ["class", "precision", "recall", "f1", "auc", "images"]
-        lines = ["  ".join([row[0].ljust(width), *(cell.rjust(9) for cell in row[1:])]) for row in [names, *self._rows()]]
         auc = f"{self.auc:.3f}" if np.isfinite(self.auc) else "–"
-        foot = f"macro F1 {self.macro['f1']:.3f}, ROC-AUC {auc}, calibration error {self.ece:.3f}"
-        return "\n".join([head, *lines, foot])
+        foot = [f"macro F1 {self.macro['f1']:.3f}, ROC-AUC {auc}, calibration error {self.ece:.3f}"]
+        if len(self.per_class) > _MOST:
+            foot.insert(0, f"… the worst of {len(self.per_class):,} classes; per_class has them all")
+        if self.problems:
+            more = f", and {len(self.problems) - 1:,} more" if len(self.problems) > 1 else ""
+            foot.append(f"left out: {self.problems[0]}{more}")
+        return head, foot
+
+    def __repr__(self) -> str:
+        head, foot = self._said()
+        rows = [["class", "precision", "recall", "f1", "auc", "images"], *self._rows()]
+        width = max(len(row[0]) for row in rows)
+        lines = ["  ".join([row[0].ljust(width), *(cell.rjust(9) for cell in row[1:])]) for row in rows]
+        return "\n".join([head, *lines, *foot])
 
     def _repr_html_(self) -> str: # Names are escaped
         "A small table and the confusion matrix."
+        from tl_tutorial.figures import embedded
         row = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
         body = "".join(row(cells, "td") for cells in self._rows())
         heads = row(["class", "precision", "recall", "F1", "AUC", "images"], "th")
-        from tl_tutorial.figures import embedded
-        picture = embedded(self.plot(), "confusion matrix") if len(self.classes) <= 30 else ""
-        first, *_, last = (f"<p>{html.escape(line)}</p>" for line in repr(self).splitlines())
-        return f"{first}<table>{heads}{body}</table>{last}{picture}"
+        head, foot = self._said()
+        text = "".join(f"<p>{html.escape(line)}</p>" for line in foot)
+        picture = embedded(self.plot(), "confusion matrix")
+        return f"<p>{html.escape(head)}</p><table>{heads}{body}</table>{text}{picture}"
 
 # %% ../nbs/module/12_metrics.ipynb #b41f4dc4
 def _auc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -148,19 +169,21 @@ def evaluation(
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     if probabilities.shape != (len(labels), len(classes)) or not len(labels):
-        raise ValueError(f"probabilities of shape {probabilities.shape} for {len(labels)} labels and {len(classes)} classes; "
-                         "give one row for each label and one column for each class")
+        raise ValueError(f"probabilities of shape {probabilities.shape} for {len(labels)} labels and {len(classes)} "
+                         "classes; give one row for each label and one column for each class")
     if not (labels.min() >= 0 and labels.max() < len(classes)):
-        raise ValueError(f"labels from {labels.min()} to {labels.max()}, but {len(classes)} classes; number them from 0")
+        raise ValueError(f"labels from {labels.min()} to {labels.max()}, but {len(classes)} classes; "
+                         "number them from 0")
     if not np.isfinite(probabilities).all():
         raise ValueError("the probabilities hold NaN or infinity; the model is damaged or diverged in training")
     indices, guess = range(len(classes)), probabilities.argmax(1)
     each = precision_recall_fscore_support(labels, guess, labels=indices, zero_division=0)
     auc = [_auc(probabilities[:, k], labels == k) for k in indices]
     there = each[3] > 0
-    mean = lambda weights: {k: float(np.average(v, weights=weights)) for k, v in zip(("precision", "recall", "f1"), each[:3], strict=True)}
     names = ("precision", "recall", "f1", "support")
-    table = {name: {**{k: float(v[i]) for k, v in zip(names, each, strict=True)}, "auc": auc[i]} for i, name in enumerate(classes)}
+    mean = lambda weights: {k: float(np.average(v, weights=weights)) for k, v in zip(names[:3], each[:3], strict=True)}
+    row = lambda i: {**{k: float(v[i]) for k, v in zip(names, each, strict=True)}, "auc": auc[i]}
+    table = {name: row(i) for i, name in enumerate(classes)}
     known = [value for value in auc if np.isfinite(value)]
     right = int((guess == labels).sum())
     loss = float(-np.log(probabilities[np.arange(len(labels)), labels].clip(1e-12)).mean())

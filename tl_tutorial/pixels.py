@@ -170,9 +170,13 @@ def track(
     label: str = "", # Shown beside the bar
     progress: bool = True, # False: no bar
 ) -> Iterable[T]: # The same things
-    "Show a progress bar on stderr while things pass by."
+    "Show a progress bar on stderr while things pass by; none in a log, where each state of it would stay."
+    import sys
+
     from tqdm import tqdm
-    return tqdm(things, total=total, desc=label, disable=not progress, leave=False, delay=1)
+    notebook = type(sys.stderr).__module__.startswith("ipykernel")
+    watched = notebook or (sys.stderr is not None and sys.stderr.isatty())
+    return tqdm(things, total=total, desc=label, disable=not (progress and watched), leave=False, delay=1)
 
 # %% ../nbs/module/05_pixels.ipynb #26dbd7d2
 @dataclass(frozen=True)

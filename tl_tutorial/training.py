@@ -141,7 +141,7 @@ def _check_alike(run: Run, epochs: int, key: Any) -> None:
 
 # %% ../nbs/module/15_training.ipynb #316f1c00
 class StopSignals:
-    "Inside `with`, the first SIGINT, SIGTERM or SIGHUP only sets a flag; the second one interrupts."
+    "Inside `with`, the first SIGINT, SIGTERM or SIGHUP only sets a flag; a second SIGINT or SIGTERM interrupts."
     def __init__(self) -> None:
         self.signal = 0 # The signal's number once it came
         self.at_once = False # True: there is nothing to keep yet, so the first one interrupts
@@ -151,17 +151,16 @@ class StopSignals:
         return bool(self.signal)
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is not threading.main_thread(): # elsewhere Python cannot set handlers
-            return self
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None) # Windows has no SIGHUP
-            nohup = name == "SIGHUP" and number and signal.getsignal(number) == signal.SIG_IGN
-            if number and not nohup: # who started us with nohup wants us to live on
-                self._old[number] = signal.signal(number, self._handle)
+        if threading.current_thread() is threading.main_thread(): # elsewhere Python cannot set handlers
+            known = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")) # Windows has no SIGHUP
+            for number in (one for one in known if one is not None):
+                if signal.getsignal(number) is not signal.SIG_IGN: # e.g. nohup: a hang-up shall not matter
+                    self._old[number] = signal.signal(number, self._handle)
         return self
 
     def _handle(self, number: int, frame: Any) -> None:
-        late, self.signal = self.at_once or bool(self.signal), number
+        again = bool(self.signal) and number != getattr(signal, "SIGHUP", None) # one hang-up may send several
+        late, self.signal = self.at_once or again, self.signal if self.signal and not again else number
         if late:
             raise KeyboardInterrupt(number)
 

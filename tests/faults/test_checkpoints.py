@@ -5,7 +5,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import torch
 from making import SMALL, coloured, fault, fingerprint, tree, unprivileged
 
 import tl_tutorial as tl
+from tl_tutorial import files
 from tl_tutorial.checkpoints import read_file, restore, store, write_file
 from tl_tutorial.classifier import Classifier
 
@@ -60,7 +60,7 @@ def half_written() -> None:
 
 
 POINTS: dict[str, tuple[Callable[[], None], int]] = { # how it dies, and the newest state that is whole
-    "E01 before the new file is made": (lambda: setattr(tempfile, "mkstemp", die), 2),
+    "E01 before the new file is made": (lambda: setattr(files, "_draft", die), 2),
     "E02 before the first byte": (lambda: before("fdopen", 1), 2),
     "E03 half written": (half_written, 2),
     "E04 before it is forced to disk": (lambda: before("fsync", 1), 2),
@@ -128,8 +128,8 @@ def test_disk_full(fault: str, file: Path, tmp_path: Path, monkeypatch: pytest.M
         if disk:
             (disk / "m.safetensors").write_bytes(b"an older file")
             refused_and_kept(clf, disk / "m.safetensors", "No space left")
-    real = tempfile.mkstemp
-    monkeypatch.setattr(tempfile, "mkstemp", lambda *a, **k: (os.open("/dev/full", os.O_WRONLY), real(*a, **k)[1]))
+    real = files._draft
+    monkeypatch.setattr(files, "_draft", lambda *a, **k: (os.open("/dev/full", os.O_WRONLY), real(*a, **k)[1]))
     refused_and_kept(clf, file, "No space left")
     assert fingerprint(tl.load(file)) == fingerprint(clf)
 
@@ -137,8 +137,8 @@ def test_disk_full(fault: str, file: Path, tmp_path: Path, monkeypatch: pytest.M
 @fault("E09 disk full in training")
 def test_disk_full_in_training(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "The run says so at its first save, and what was learned so far comes with the error."
-    root, real = coloured(tmp_path / "colours"), tempfile.mkstemp
-    monkeypatch.setattr(tempfile, "mkstemp", lambda *a, **k: (os.open("/dev/full", os.O_WRONLY), real(*a, **k)[1]))
+    root, real = coloured(tmp_path / "colours"), files._draft
+    monkeypatch.setattr(files, "_draft", lambda *a, **k: (os.open("/dev/full", os.O_WRONLY), real(*a, **k)[1]))
     with pytest.raises(tl.TrainingError, match=r"state.*No space left") as caught:
         tl.fine_tune(root, epochs=2, checkpoint=tmp_path / "run", **SMALL)
     monkeypatch.undo()

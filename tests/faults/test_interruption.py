@@ -47,7 +47,7 @@ def whole(root: Path) -> str:
     return fingerprint(tl.fine_tune(root, epochs=3, **SMALL))
 
 
-@pytest.mark.parametrize(("module", "name", "call", "done"), [(steps.Run, "learn", 5, 5), (training, "predict_logits", 2, 4), (checkpoints, "_commit", 1, 4)],
+@pytest.mark.parametrize(("module", "name", "call", "done"), [(steps.Run, "learn", 5, 5), (training, "predict_logits", 2, 4), (checkpoints, "write_whole", 1, 4)],
                          ids=["G01 Ctrl-C in an epoch", "G02 Ctrl-C in validation", "G03 Ctrl-C in the save of the state"])
 def test_the_first_ctrl_c_keeps_everything(module: object, name: str, call: int, done: int, root: Path, monkeypatch: pytest.MonkeyPatch,
                                            capsys: pytest.CaptureFixture) -> None:
@@ -69,7 +69,7 @@ def test_the_first_ctrl_c_keeps_everything(module: object, name: str, call: int,
 def test_ctrl_c_while_the_result_is_written(fault: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "The training is over; the file is finished, and the exit code still says that somebody asked to stop."
     expected = whole(root)
-    at(monkeypatch, checkpoints, "_commit", 4)
+    at(monkeypatch, checkpoints, "write_whole", 4)
     assert train(root) == 130
     assert fingerprint(tl.load("m.safetensors")) == expected and not [p for p in Path().iterdir() if p.name.startswith(".")]
 
