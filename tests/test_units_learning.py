@@ -166,7 +166,8 @@ def test_the_history_tells_what_happened() -> None:
     "Means over the epoch's own batches, the peak rate of its last step, and the validation pictures after it."
     learner, events = network(), []
     watch = Watch(learner, "step")
-    done = tl.fit(learner, batches(), batches(seed=1), Settings(patience=99), 2, 0.05, {"stage": "probe", "train_loss": 7.0}, [watch, events.append])
+    done = tl.fit(learner, batches(), batches(seed=1), Settings(patience=99), 2, 0.05,
+                  first_row={"stage": "probe", "train_loss": 7.0}, listeners=[watch, events.append])
     assert done.history[0] | {"seconds": 0} == {"epoch": 0, "stage": "probe", "train_loss": 7.0, "seconds": 0} | {
         name: value for name, value in done.history[0].items() if name.startswith("valid")}
     assert [event.kind for event in events] == [*["step"] * 3, "epoch"] * 2 + ["end"]
@@ -315,7 +316,7 @@ def tuned(folder: Path, pretrained: bool = True, norm: bool = False, kind: str =
     learner = network(pretrained, norm)
     learner.head = nn.Linear(4, 3)
     watch = Watch(learner, kind)
-    return watch.states, learner, probe_then_tune(learner, material, settings, [watch])
+    return watch.states, learner, probe_then_tune(learner, material, settings, listeners=[watch])
 
 
 def moved(states: list[State]) -> set[str]:
@@ -453,7 +454,7 @@ def test_a_checkpoint_keeps_the_probe_from_being_done_twice(folder: Path, tmp_pa
         learner.head = nn.Linear(4, 3)
         with torch.no_grad():
             learner.head.weight.fill_(0.1)
-        found.append(probe_then_tune(learner, material, settings, (), kept, len(found) == 2))
+        found.append(probe_then_tune(learner, material, settings, folder=kept, resume=len(found) == 2))
         if len(found) == 2:
             monkeypatch.setattr("tl_tutorial.recipes.probe", None)
     assert [outcome.history[0]["stage"] for outcome in found] == ["probe"] * 3

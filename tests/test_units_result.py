@@ -178,8 +178,9 @@ def test_a_file_has_the_rights_that_the_user_gives_to_new_files(tmp_path: Path) 
         finally:
             os.umask(before)
         assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["m.safetensors", "plain"], "no draft is left"
         (tmp_path / "plain").unlink()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.safetensors"], "no draft is left"
+        (tmp_path / "m.safetensors").unlink()
 
 
 BAD = {"classes": [["a", "a", "b"], [1, 2, 3], []], "size": [7, 4097, "x"], "temperature": [0.0, 0.01, 100.0, float("nan")], "format": [2],
