@@ -141,6 +141,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'tl_tutorial.cli._name': ('module/cli.html#_name', 'tl_tutorial/cli.py'),
                                  'tl_tutorial.cli._parser': ('module/cli.html#_parser', 'tl_tutorial/cli.py'),
                                  'tl_tutorial.cli._predict': ('module/cli.html#_predict', 'tl_tutorial/cli.py'),
+                                 'tl_tutorial.cli._serious': ('module/cli.html#_serious', 'tl_tutorial/cli.py'),
                                  'tl_tutorial.cli._train': ('module/cli.html#_train', 'tl_tutorial/cli.py'),
                                  'tl_tutorial.cli._train_arguments': ('module/cli.html#_train_arguments', 'tl_tutorial/cli.py'),
                                  'tl_tutorial.cli._write_csv': ('module/cli.html#_write_csv', 'tl_tutorial/cli.py'),
