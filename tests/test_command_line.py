@@ -69,6 +69,14 @@ def test_what_was_passed_over_is_counted_and_named(form: str, root: Path, model:
         assert len(said.out.splitlines()) == 6
 
 
+def test_a_text_beside_the_pictures_is_no_failure_but_a_picture_under_another_name_is(root: Path) -> None:
+    from tl_tutorial.folder import Problem
+    (root / "notes.txt").write_text("bought in May")
+    (root / "picture.download").write_bytes((root / "cat" / "0.jpg").read_bytes())
+    note = lambda name, severity="note": Problem(str(root / name), "other file", "no ending of a picture", "nothing", severity)
+    assert not cli._serious(note("notes.txt")) and cli._serious(note("picture.download")) and cli._serious(note("notes.txt", "warning"))
+
+
 def test_of_thousands_the_first_are_named_and_all_are_counted(model: str, root: Path, capsys: pytest.CaptureFixture) -> None:
     heic(root / "cat", 2000)
     assert cli.main(["predict", model, "photos"]) == 1

@@ -162,7 +162,7 @@ def show_images(
     many = images[:_MOST]
     rows = max(1, -(-len(many) // columns))
     figure, axes = new_figure(rows, columns, (width * columns, (width + (0.25 if titles else 0)) * rows))
-    labels, key, font = lettered(titles[:len(many)])
+    labels, key, font = lettered(titles[:len(many)], 60)
     for axis in axes.flat:
         axis.set_axis_off()
     for i, image in enumerate(many):

@@ -80,6 +80,6 @@ def rescue(
         try:
             return classifier.save(place)
         except (TLError, OSError) as error:
-            tried.append(str(error))
-    raise TrainingError(f"{out}: what was learned could not be saved anywhere: {'; '.join(tried)}; free some space and "
-                        "train again, with --resume where there was a --checkpoint")
+            tried.append(f"{place} ({getattr(error.__cause__, 'strerror', None) or error})")
+    raise TrainingError(f"{out}: what was learned could not be saved anywhere, neither in {' nor in '.join(tried)}; "
+                        "free some space and train again, with --resume where there was a --checkpoint")
