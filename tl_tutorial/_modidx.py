@@ -413,7 +413,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'tl_tutorial.steps.Run.__init__': ('module/steps.html#run.__init__', 'tl_tutorial/steps.py'),
                                    'tl_tutorial.steps.Run._gradients': ('module/steps.html#run._gradients', 'tl_tutorial/steps.py'),
                                    'tl_tutorial.steps.Run._in_parts': ('module/steps.html#run._in_parts', 'tl_tutorial/steps.py'),
-                                   'tl_tutorial.steps.Run._one_value': ('module/steps.html#run._one_value', 'tl_tutorial/steps.py'),
+                                   'tl_tutorial.steps.Run._logits': ('module/steps.html#run._logits', 'tl_tutorial/steps.py'),
                                    'tl_tutorial.steps.Run._part': ('module/steps.html#run._part', 'tl_tutorial/steps.py'),
                                    'tl_tutorial.steps.Run._refuse': ('module/steps.html#run._refuse', 'tl_tutorial/steps.py'),
                                    'tl_tutorial.steps.Run._unscaled': ('module/steps.html#run._unscaled', 'tl_tutorial/steps.py'),
