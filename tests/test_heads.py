@@ -122,8 +122,8 @@ def test_sgd_has_a_rate_of_its_own(tmp_path: Path) -> None:
     for optimizer in ("adamw", "sgd"):
         clf = tl.fine_tune(photos, **QUICK | {"epochs": 2}, optimizer=optimizer)
         peaks[optimizer] = clf.history[1]["lr"]
-    assert peaks["sgd"] == pytest.approx(SGD * peaks["adamw"])
-    assert default_rate(100, optimizer="sgd") == pytest.approx(SGD * default_rate(100)) and default_rate(100) == 2e-4
+    assert peaks["sgd"] == pytest.approx(SGD[False] * peaks["adamw"])
+    assert default_rate(100, optimizer="sgd") == pytest.approx(SGD[True] * default_rate(100)) and default_rate(100) == 2e-4
     assert tl.fine_tune(photos, **QUICK, optimizer="sgd", lr=1e-4).history[1]["lr"] <= 1e-4
 
 

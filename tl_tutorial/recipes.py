@@ -100,7 +100,7 @@ def default_epochs(
     seen = 1600 if count < 200 else 5600 # pictures, in all epochs
     return int(np.clip(round(seen / max(1, count)), 4, 12 if count < 200 else 8))
 
-SGD = 30.0 # its rate as a multiple of AdamW's
+SGD = {True: 30.0, False: 10.0} # its rate as a multiple of AdamW's, for pretrained networks and for others
 
 def default_rate(
     count: int, # Training images
@@ -109,7 +109,7 @@ def default_rate(
 ) -> float: # The peak rate
     "The peak rate: many images may move a pretrained network further than few; SGD needs larger numbers."
     rate = 2e-4 * float(np.clip(count / 200, 1, 5)) if pretrained else 3e-3
-    return rate * (SGD if optimizer == "sgd" else 1.0)
+    return rate * SGD[pretrained] if optimizer == "sgd" else rate
 
 def _key(network: Network, material: Material, settings: Settings) -> dict[str, Any]:
     "What a kept state belongs to: settings, pictures, and the shape of the network (of a module of one's own too)."

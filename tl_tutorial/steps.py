@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .backbones import Network
 from .batches import Batch, Batches
@@ -153,26 +154,34 @@ class Run:
 
     def _part(self, images: torch.Tensor, labels: torch.Tensor, total: int) -> torch.Tensor:
         "Add the gradient of one part of a batch; gives loss, right answers and images as sums."
-        with half_precision(self.train.device, self.settings), self._one_value(images):
-            logits = self.model(images.to(memory_format=quick_format(self.train.device)))
+        with half_precision(self.train.device, self.settings):
+            logits = self._logits(images.to(memory_format=quick_format(self.train.device)))
         loss = losses(logits.float(), labels, self.settings, self.weights).sum()
         (loss * self.scale / total).backward()
         right = (logits.argmax(1) == labels).sum()
         return torch.stack([loss.detach(), right.float(), torch.tensor(float(len(labels)), device=loss.device)])
 
-    @contextmanager
-    def _one_value(self, images: torch.Tensor) -> Iterator[None]:
-        "BatchNorm learns no variance from a single value: say so in words that help."
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        "The network's answers; a single picture may be too little for a BatchNorm layer that learns its statistics."
         try:
-            yield
+            return self.model(images)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             if self.parts > 1:
                 raise DeviceError(TOO_SMALL) from error
-            raise SettingsError(f"batch_size = {self.train.batch_size}: one picture of {images.shape[-1]} pixels in a "
-                                "step is too little for a BatchNorm layer that learns its statistics; "
-                                "raise batch_size, or size") from error
+            if self.train.batch_size < 2 * self.peers.world:
+                raise SettingsError(f"batch_size = {self.train.batch_size}: one picture of {images.shape[-1]} pixels "
+                                    "in a step is too little for a BatchNorm layer that learns its statistics; "
+                                    "raise batch_size, or size") from error
+        norms = [norm for norm in self.network.modules() if isinstance(norm, _BatchNorm) and norm.training]
+        for norm in norms: # an odd rest, of which this process has one picture: the statistics of before serve
+            norm.training = False
+        try:
+            return self.model(images)
+        finally:
+            for norm in norms:
+                norm.training = True
 
     def _unscaled(self) -> bool:
         "Divide the gradients by the scale; False when they overflowed, and the step must be repeated."
