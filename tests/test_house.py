@@ -16,8 +16,8 @@ import tl_tutorial
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tl_tutorial"
-ORDER = ["settings", "figures", "exercises", "datasets", "pixels", "folder", "report", "batches", "efficientnet", "backbones", "freezing", "metrics", "checkpoints", "steps", "training", "material", "recipes", "explaining", "classifier", "fine_tuning", "cli", "claims"]
-NO_TORCH = {"settings", "figures", "exercises", "datasets", "pixels", "folder", "report", "metrics", "cli", "claims"}
+ORDER = ["settings", "figures", "exercises", "datasets", "formats", "opening", "pixels", "splits", "entries", "folder", "facts", "report", "batches", "efficientnet", "backbones", "freezing", "metrics", "checkpoints", "steps", "training", "material", "recipes", "explaining", "classifier", "fine_tuning", "cli", "claims"]
+NO_TORCH = {"settings", "figures", "exercises", "datasets", "formats", "opening", "pixels", "splits", "entries", "folder", "facts", "report", "metrics", "cli", "claims"}
 
 
 def imports(room: str, top_only: bool = False) -> set[str]:
