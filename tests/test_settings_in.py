@@ -129,7 +129,7 @@ def test_kinds_of_arguments(own_place: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HOME", str(own_place))
     assert as_path("~/x", "folder") == own_place / "x" and as_path(Path("x"), "folder") == Path("x")
     assert of_kind(3, "epochs", int, "give a number") == 3 and of_kind(True, "resume", bool, "give True or False") is True
-    with pytest.raises(tl.SettingsError, match="epochs = True: a bool"):
+    with pytest.raises(tl.SettingsError, match="epochs = True is of type bool; give a number"):
         of_kind(True, "epochs", int, "give a number")
     with pytest.raises(tl.SettingsError) as caught:
         of_kind(["x" * 1000] * 1000, "top", int, "give a number")

@@ -52,14 +52,15 @@ def counted(
     for kind in (kind for kind in KINDS if numbers[kind]):
         ends = sorted({Path(p.path).suffix.lower() or "no ending" for p in problems if p.kind == kind})
         named = f" ({', '.join(map(shown, ends[:4]))}{', …' if len(ends) > 4 else ''})"
-        parts.append(f"{numbers[kind]} {KINDS[kind][numbers[kind] > 1]}{named if kind in ('format', 'other file') else ''}")
+        name = KINDS[kind][numbers[kind] > 1]
+        parts.append(f"{numbers[kind]} {name}{named if kind in ('format', 'other file') else ''}")
     return ", ".join(parts)
 
 # %% ../nbs/module/06_entries.ipynb #369366b8
-HIDDEN = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "$recycle.bin", "recycler", "recycled",
-          "system volume information", "$extend", "$sysreset", "$winreagent", "$getcurrent", "#recycle", "#snapshot", "~snapshot",
-          "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "lost+found", "lost.dir", "network trash folder",
-          "temporary items"}
+HIDDEN = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "$recycle.bin", "recycler",
+          "recycled", "system volume information", "$extend", "$sysreset", "$winreagent", "$getcurrent", "#recycle",
+          "#snapshot", "~snapshot", "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "lost+found", "lost.dir",
+          "network trash folder", "temporary items"}
 DEEPEST = 50 # Folders inside each other below a class
 
 def natural(
@@ -77,7 +78,8 @@ def entries(
     try:
         found = list(os.scandir(folder))
     except OSError as error:
-        raise DataError(f"{shown(folder)}: cannot be listed ({error.strerror}); check the path and its permissions") from error
+        why = f"cannot be listed ({error.strerror})"
+        raise DataError(f"{shown(folder)}: {why}; check the path and its permissions") from error
     hidden = lambda name: name.startswith(".") or name.lower() in HIDDEN or re.fullmatch(r"found\.\d{3}", name.lower())
     return sorted((entry for entry in found if not hidden(entry.name)), key=lambda entry: natural(entry.name))
 

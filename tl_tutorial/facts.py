@@ -99,10 +99,11 @@ def twins(
                               "remove the wrong one, or leave both out with on_bad='skip'", other=str(one.path))
             elif one.split != two.split:
                 yield Problem(str(two.path), "leak", f"the same picture as {shown(one.path)} in another split",
-                              "remove one of them, or allow it with allow_leaks = true in settings.ini", other=str(one.path))
+                              "remove one of them, or allow it with allow_leaks = true in settings.ini",
+                              other=str(one.path))
             else:
-                yield Problem(str(two.path), "duplicate", f"the same picture as {shown(one.path)}", "remove one", "warning",
-                              str(one.path))
+                yield Problem(str(two.path), "duplicate", f"the same picture as {shown(one.path)}", "remove one",
+                              "warning", str(one.path))
 
 COMPARED = 20_000 # More pictures than these are not compared pair by pair
 

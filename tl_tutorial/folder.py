@@ -69,7 +69,8 @@ def _class_folders(folder: Path, split: str, found: _Listing) -> list[Item]:
         if entry.is_dir(follow_symlinks=False):
             files = _class_files(path, label, found)
             if label in names: # one spells é as a letter, the other as e and an accent
-                why = f"a second folder for class {shown(label)}, spelt with other Unicode characters; taken as one class"
+                why = (f"a second folder for class {shown(label)}, spelt with other Unicode characters; "
+                       "taken as one class")
                 found.problems.append(Problem(str(path), "twin names", why, "merge the two folders", "warning"))
             names.add(label)
             items += [Item(file, label, split) for file in files]
@@ -84,7 +85,8 @@ def _class_folders(folder: Path, split: str, found: _Listing) -> list[Item]:
 def _stray(entry: os.DirEntry[str], path: Path, found: _Listing) -> Problem:
     "What a file outside of any class folder is."
     return passed_over(entry, path, found.root, found.read) or Problem(
-        str(path), "no class", "an image outside of any class folder", "move it into the folder of its class", "warning")
+        str(path), "no class", "an image outside of any class folder", "move it into the folder of its class",
+        "warning")
 
 def _class_files(path: Path, label: str, found: _Listing) -> list[Path]:
     "The files of one class; one without an image is a problem, unless it holds a run or its results."
@@ -173,8 +175,9 @@ def _nothing(root: Path, problems: Sequence[Problem]) -> DataError:
     "The error of a folder without a labelled image: what is there instead, and what helps."
     found = counted(problems)
     helps = list(dict.fromkeys(problem.remedy for problem in problems if problem.kind in ("link", "format")))[:2]
-    return DataError(f"{shown(root)}: no labelled image{', passed over: ' + found if found else ''}; {'; '.join([*helps, ''])}"
-                     f"put images into one folder per class, as in {shown(root)}/cat/1.jpg")
+    there = f", passed over: {found}" if found else ""
+    return DataError(f"{shown(root)}: no labelled image{there}; {'; '.join([*helps, ''])}put images into one folder "
+                     f"per class, as in {shown(root)}/cat/1.jpg")
 
 def _question(root: Path, plan: Layout, found: _Listing) -> Problem | None:
     "What only the owner of the folder can say."
@@ -193,8 +196,9 @@ def _question(root: Path, plan: Layout, found: _Listing) -> Problem | None:
         return None
     label = min(labels, key=natural)
     one = next(name for name in below[label].values() if name)
-    return Problem(str(root / label / one), "class first", f"named like a split of the data, but below class {shown(label)}",
-                   f"put the splits above the classes, as in {shown(one)}/{shown(label)}, or rename it, or move it away")
+    why = f"named like a split of the data, but below class {shown(label)}"
+    remedy = f"put the splits above the classes, as in {shown(one)}/{shown(label)}, or rename it, or move it away"
+    return Problem(str(root / label / one), "class first", why, remedy)
 
 def _divided(root: Path, plan: Layout, found: _Listing) -> list[Item]:
     "The items of all splits."
@@ -215,8 +219,8 @@ def _divided(root: Path, plan: Layout, found: _Listing) -> list[Item]:
             found.problems.append(Problem(str(path), "link", "a link in the place of a split is not followed",
                                           "put the folder itself there"))
         elif entry.is_dir(follow_symlinks=False):
-            found.problems.append(Problem(str(path), "other file", "a folder without images beside the splits", "nothing",
-                                          "note"))
+            why = "a folder without images beside the splits"
+            found.problems.append(Problem(str(path), "other file", why, "nothing need be done", "note"))
         else:
             found.problems.append(_stray(entry, path, found))
     return _without_unlabelled(root, items, found)
@@ -253,7 +257,8 @@ def split(
     for label, found in groups.items():
         if len(found) < 2:
             raise DataError(f"class {shown(label)} has {len(found)} distinct image; at least 2 are needed to set one "
-                            "aside; add images, give a validation folder with valid=, or leave it out with on_bad='skip'")
+                            "aside; add images, give a validation folder with valid=, or leave it out with "
+                            "on_bad='skip'")
         keys = sorted(found, key=lambda key: _rank(seed, key))
         count = min(len(keys) - 1, max(1, round(fraction * len(keys))))
         second += [item for key in keys[:count] for item in found[key]]

@@ -42,9 +42,9 @@ ENDINGS = {
 SUFFIXES = tuple(ENDINGS)
 FORMATS = tuple(dict.fromkeys(ENDINGS.values()))
 FOREIGN = { # pictures, but in formats that are not read
-    ".svg", ".svgz", ".eps", ".ps", ".ai", ".pdf", ".psd", ".psb", ".xcf", ".fits", ".fit", ".dcm", ".exr", ".hdr", ".jxl", ".ico",
-    ".icns", ".tga", ".pcx", ".sgi", ".qoi", ".wmf", ".emf", ".djvu", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
-    ".dng", ".pef", ".srw", ".dds", ".xbm", ".xpm",
+    ".svg", ".svgz", ".eps", ".ps", ".ai", ".pdf", ".psd", ".psb", ".xcf", ".fits", ".fit", ".dcm", ".exr", ".hdr",
+    ".jxl", ".ico", ".icns", ".tga", ".pcx", ".sgi", ".qoi", ".wmf", ".emf", ".djvu", ".raw", ".cr2", ".cr3", ".nef",
+    ".arw", ".orf", ".rw2", ".raf", ".dng", ".pef", ".srw", ".dds", ".xbm", ".xpm",
 }
 REPLACE = "replace the file, remove it, or leave it out with on_bad='skip'"
 MISSING = {"HEIF": "install pillow-heif (pip install pillow-heif), or convert it to JPEG or PNG",
@@ -157,7 +157,8 @@ def content(
             return (f"a damaged {name[2:].strip()}", REPLACE) if readable(kind) else (name, MISSING[kind])
         return kind, _CONVERT if "raw" in kind else "take pictures from it"
     for place, sign, what, remedy in _SIGNS:
-        if head[place:place + len(sign)] == sign and not (sign == b"BM" and head[2:].isascii()): # a text may begin with BM
+        a_text = sign in (b"BM", b"MZ", b"ID3") and head[len(sign):].isascii() and b"\0" not in head
+        if head[place:place + len(sign)] == sign and not a_text:
             return what, remedy
     if head and not head.strip(b"\0"):
         return "nothing but zero bytes, as an unfinished copy leaves", "copy the file again"

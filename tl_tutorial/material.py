@@ -47,8 +47,9 @@ class Material:
         how = None if still else augmentation_for(settings.augment, self.images)
         batch = settings.batch_size or int(np.clip(len(self.labels) // 12, 8, 32))
         if not still and self.shard[1] > min(batch, len(self.labels)):
-            raise DeviceError(f"{self.shard[1]} processes cannot share batches of {min(batch, len(self.labels))} pictures; "
-                              "start fewer processes, or raise batch_size")
+            size = min(batch, len(self.labels))
+            raise DeviceError(f"{self.shard[1]} processes cannot share batches of {size} pictures; start fewer "
+                              "processes, or raise batch_size")
         return Batches(self.images, self.labels, self.size, 64 if still else batch, settings.seed, how, self.device,
                        (0, 1) if still else self.shard, self.names)
 
@@ -106,7 +107,8 @@ def pick_size(
             raise ModelError(f"size={settings.size}: this network needs at least {preprocess.least} pixels; raise size")
         return settings.size
     lowest = 96 if preprocess.size >= 128 else 32
-    return int(np.clip(32 * round(short_side / 32), max(lowest, preprocess.least), max(preprocess.size, preprocess.least)))
+    highest = max(preprocess.size, preprocess.least)
+    return int(np.clip(32 * round(short_side / 32), max(lowest, preprocess.least), highest))
 
 # %% ../nbs/module/16_material.ipynb #45e53cd4
 def merged(
@@ -117,11 +119,12 @@ def merged(
     first = folder if isinstance(folder, Folder) else scan(folder)
     mine = [Item(i.path, i.label, "train") for i in first.items if i.split in ("", "train")]
     if first.items and not mine:
-        raise DataError(f"{shown(first.root)}: no training pictures, only valid/ or test/; give the folder that holds train/ "
-                        "or the classes")
+        raise DataError(f"{shown(first.root)}: no training pictures, only valid/ or test/; give the folder that holds "
+                        "train/ or the classes")
     if valid is None:
         return first
-    second = valid if isinstance(valid, Folder) else scan(as_path(valid, "valid", "give the folder with validation pictures"))
+    remedy = "give the folder with validation pictures"
+    second = valid if isinstance(valid, Folder) else scan(as_path(valid, "valid", remedy))
     chosen = second.part("valid") or second.part("test") or second.items
     _refuse_overlap(first, mine, second, chosen)
     theirs = [Item(i.path, i.label, "valid") for i in chosen]
@@ -137,8 +140,8 @@ def _refuse_overlap(first: Folder, mine: Sequence[Item], second: Folder, theirs:
         return
     same = os.path.realpath(first.root) == os.path.realpath(second.root)
     what = "names the training folder" if same else f"holds pictures of the training folder, such as {shown(both[0])}"
-    raise SettingsError(f"valid = {shown(second.root)}: {what}; give a folder with other pictures, or leave valid out, and "
-                        "part of each class is set aside")
+    raise SettingsError(f"valid = {shown(second.root)}: {what}; give a folder with other pictures, or leave valid out, "
+                        "and part of each class is set aside")
 
 # %% ../nbs/module/16_material.ipynb #6f599b3e
 def gather(
@@ -156,21 +159,23 @@ def gather(
     parts = _parts(found, report, refuse_or_skip(report, settings), settings)
     side = pick_size(settings, report.sizes[1], preprocess)
     stored = -(-side * 8 // 7) # a little larger than the crop, as 256 is to 224
-    (images, train), (valid_images, aside) = (_decoded(part, stored, len(part) / sum(map(len, parts)), settings, progress)
+    total = sum(map(len, parts))
+    (images, train), (valid_images, aside) = (_decoded(part, stored, len(part) / total, settings, progress)
                                               for part in parts)
     classes = _classes(found, train, aside)
     number = {name: row for row, name in enumerate(classes)}
     labels, valid_labels = (np.array([number[item.label] for item in part], np.int64) for part in (train, aside))
     names = [shown(item.path) for item in train]
-    return (Material(images, labels, valid_images, valid_labels, side, len(classes), device, shard, names), report, classes)
+    material = Material(images, labels, valid_images, valid_labels, side, len(classes), device, shard, names)
+    return material, report, classes
 
 def _parts(found: Folder, report: Report, skip: set[str], settings: Settings) -> tuple[list[Item], list[Item]]:
     "The pictures to train on, and those for validation."
     items = [item for item in found.items if str(item.path) not in skip and item.split != "test"]
     train = [item for item in items if item.split in ("", "train")]
     aside = [item for item in items if item.split == "valid"]
-    before, left = Counter(item.label for item in found.items if item.split in ("", "train")), {item.label for item in train}
-    for label in sorted(set(before) - left):
+    before = Counter(item.label for item in found.items if item.split in ("", "train"))
+    for label in sorted(set(before) - {item.label for item in train}):
         log.warning("class %s is gone: all its %d files are bad", shown(label), before[label])
     if not aside:
         train = _enough(train, report, settings)
@@ -194,13 +199,15 @@ def _classes(found: Folder, train: Sequence[Item], aside: Sequence[Item]) -> tup
     left = {item.label for item in train}
     classes = tuple(name for name in found.classes if name in left)
     if len(classes) < 2:
-        raise DataError(f"{shown(found.root)}: after leaving out bad files fewer than two classes have images; add images")
+        raise DataError(f"{shown(found.root)}: after leaving out bad files fewer than two classes have images; "
+                        "add images")
     if alone := sorted({item.label for item in aside} - left):
-        raise DataError(f"{shown(found.root)}: class {shown(alone[0])} has validation pictures, but no training picture that "
-                        "could be read; add some, or remove the class")
+        raise DataError(f"{shown(found.root)}: class {shown(alone[0])} has validation pictures, but no training "
+                        "picture that could be read; add some, or remove the class")
     return classes
 
-def _decoded(items: list[Item], side: int, share: float, settings: Settings, progress: bool) -> tuple[np.ndarray, list[Item]]:
+def _decoded(items: list[Item], side: int, share: float, settings: Settings,
+             progress: bool) -> tuple[np.ndarray, list[Item]]:
     "The pixels of one part, and the items that they belong to."
     pixels = load_pixels([item.path for item in items], side, settings.cache_mb * share, settings.on_bad,
                          settings.max_megapixels, progress, settings.cache_dir)

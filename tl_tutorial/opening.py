@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from .formats import FORMATS, REPLACE, ImageProblem, jpeg_damage, media_kind, no_image, readable
+from .settings import shown
 
 # %% auto #0
 __all__ = ['SWITCHES', 'decode', 'to_rgb', 'Picture', 'look', 'as_rgb', 'read_image']
@@ -31,7 +32,7 @@ def _file(path: Path) -> BinaryIO:
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
-            raise ImageProblem(path, "unreadable", "a folder, not an image file", "give a file, or a folder with images")
+            raise ImageProblem(path, "unreadable", "a folder, not an image file", "give a file, or a folder of images")
         if found.st_size == 0: # a pipe or a device has no size either
             raise ImageProblem(path, "empty", "the file has no content (0 bytes)", REPLACE)
         return path.open("rb")
@@ -40,12 +41,14 @@ def _file(path: Path) -> BinaryIO:
     except FileNotFoundError as error:
         raise ImageProblem(path, "unreadable", "there is no such file", "check the path") from error
     except PermissionError as error:
-        raise ImageProblem(path, "unreadable", "permission to read is missing", "change the file's permissions") from error
+        remedy = "change the file's permissions"
+        raise ImageProblem(path, "unreadable", "permission to read is missing", remedy) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", "") or type(error).__name__
-        busy = getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) # the machine's trouble, not the file's
-        remedy = "close other programs, or raise `ulimit -n`" if busy else REPLACE
-        raise ImageProblem(path, "unreadable", f"cannot be opened{' now' if busy else ''} ({reason})", remedy) from error
+        if getattr(error, "errno", 0) not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise ImageProblem(path, "unreadable", f"cannot be opened ({reason})", REPLACE) from error
+        remedy = "close other programs, or raise `ulimit -n`" # the machine's trouble, not the file's
+        raise ImageProblem(path, "unreadable", f"cannot be opened now ({reason})", remedy) from error
 
 # %% ../nbs/module/05_opening.ipynb #1f8d216d
 class _Switches:
@@ -94,7 +97,6 @@ def decode(
     path: Any, # For the error message
     image: Image.Image, # Opened; it is decoded in place
     at_least: int = 0, # JPEGs may be decoded smaller, but both sides stay this long (pixels); 0: full size
-    data: bytes = b"", # The whole file, when it is a JPEG
 ) -> None:
     "Decode the pixels, and refuse what is damaged."
     try:
@@ -104,15 +106,21 @@ def decode(
     except MemoryError as error:
         raise ImageProblem(path, "unreadable", "too little memory to decode it", "close other programs") from error
     except Exception as error: # decoders raise OSError, SyntaxError, struct.error, ValueError and more
-        why = f"damaged or cut off ({str(error) or type(error).__name__})"
+        reason = shown(next(iter(str(error).splitlines()), type(error).__name__))
+        why = f"damaged or cut off ({reason})"
         raise ImageProblem(path, "damaged", why, REPLACE) from error
-    if data and (why := jpeg_damage(data)[0]):
-        raise ImageProblem(path, "damaged", f"damaged ({why})", REPLACE)
-    if data and _cut_off(data, image, at_least):
-        raise ImageProblem(path, "damaged", "cut off, and closed with an end mark: the rest is grey", REPLACE)
 
 # %% ../nbs/module/05_opening.ipynb #409b0433
 _FILLER, _END = bytes(range(16, 144)), b"\xff\xd9"
+
+def _judged(path: Path, image: Image.Image, data: bytes, at_least: int) -> str:
+    "Refuse a decoded JPEG that is damaged all the same; say what is doubtful about it."
+    damage, doubt = jpeg_damage(data)
+    if damage:
+        raise ImageProblem(path, "damaged", f"damaged ({damage})", REPLACE)
+    if _cut_off(data, image, at_least):
+        raise ImageProblem(path, "damaged", "cut off, and closed with an end mark: the rest is grey", REPLACE)
+    return doubt
 
 def _cut_off(data: bytes, image: Image.Image, at_least: int) -> bool:
     "Does a JPEG lack data before its end mark?"
@@ -201,14 +209,15 @@ def look(
     path = Path(os.path.expanduser(path))
     with _file(path) as stream, SWITCHES.ours(max_megapixels * 1e6), _opened(path, stream, max_megapixels) as image:
         kind, mode, size = image.format or "", image.mode, image.size
-        data = b""
-        if kind in ("JPEG", "MPO"):
-            stream.seek(0)
-            data = stream.read()
-            stream.seek(0)
-        decode(path, image, at_least, data)
-        found = tuple(_doubts(image, data)) if doubts else ()
+        decode(path, image, at_least)
+        blurred = _judged(path, image, _whole(stream), at_least) if kind in ("JPEG", "MPO") else ""
+        found = tuple(_doubts(image, blurred)) if doubts else ()
         return Picture(as_rgb(path, image), kind, mode, size, found)
+
+def _whole(stream: BinaryIO) -> bytes:
+    "All bytes of a file."
+    stream.seek(0)
+    return stream.read()
 
 def as_rgb(
     path: Any, # For the error message
@@ -220,7 +229,8 @@ def as_rgb(
     except ImageProblem:
         raise
     except Exception as error:
-        why = f"cannot be converted to RGB ({str(error) or type(error).__name__})"
+        reason = shown(next(iter(str(error).splitlines()), type(error).__name__))
+        why = f"cannot be converted to RGB ({reason})"
         raise ImageProblem(path, "damaged", why, REPLACE) from error
 
 def read_image(
@@ -238,10 +248,10 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception: # the note is optional data from a camera; the pixels are whole
         return image
 
-def _doubts(image: Image.Image, data: bytes) -> Iterator[tuple[str, str, str]]:
+def _doubts(image: Image.Image, blurred: str) -> Iterator[tuple[str, str, str]]:
     "Where the meaning of a decoded file is guessed, or something is missing that no decoder needs."
-    if data and (why := jpeg_damage(data)[1]):
-        yield "blurred", why, "fetch the file again"
+    if blurred:
+        yield "blurred", blurred, "fetch the file again"
     if _deep(image):
         values = np.asarray(image)
         if why := _white(image, float(values.max(initial=0)))[1]:
@@ -250,4 +260,5 @@ def _doubts(image: Image.Image, data: bytes) -> Iterator[tuple[str, str, str]]:
         visible = 1 - image.convert("RGBA").getchannel("A").histogram()[0] / (image.width * image.height)
         if visible < 0.01:
             much = "wholly" if visible == 0 else "nearly wholly"
-            yield "transparent", f"{much} transparent, so that it is read as plain white", "save it without transparency"
+            why = f"{much} transparent, so that it is read as plain white"
+            yield "transparent", why, "save it without transparency"

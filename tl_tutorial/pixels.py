@@ -91,8 +91,8 @@ def _storage(shape: tuple[int, ...], budget_mb: float, folder: str | Path = "") 
             return np.memmap(file, np.uint8, "w+", shape=shape)
     except OSError as error:
         raise DeviceError(f"{shown(place or 'the temporary folder')}: no room for {size / 2**20:.0f} MB of pixels "
-                          f"({error.strerror}); free some space, set cache_dir in settings.ini or TMPDIR to a folder with "
-                          "more, or raise cache_mb") from error
+                          f"({error.strerror}); free some space, set cache_dir in settings.ini or TMPDIR to a folder "
+                          "with more, or raise cache_mb") from error
 
 def _reserve(file: BinaryIO | Any, size: int) -> None:
     "Take the space of a file now; a page that finds no space later would end the process."
@@ -162,7 +162,8 @@ def _as_image(thing: Any, max_megapixels: float, side: int) -> Image.Image:
                                "give [H, W], [H, W, 3] or [H, W, 4]")
         thing = Image.fromarray(thing[..., 0] if thing.ndim == 3 and thing.shape[2] == 1 else thing)
     if not isinstance(thing, Image.Image):
-        raise ImageProblem("an input", "not an image", f"a {type(thing).__name__}", "give a path, a PIL image or an array")
+        raise ImageProblem("an input", "not an image", f"a {type(thing).__name__}",
+                           "give a path, a PIL image or an array")
     path = Path(getattr(thing, "filename", "") or "an image")
     with SWITCHES.ours(max_megapixels * 1e6):
         decode(path, thing)

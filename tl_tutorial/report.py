@@ -35,15 +35,16 @@ def _class_problems(folder: Folder, splits: dict[str, Counter[str]]) -> Iterable
     "What is wrong with the classes as a whole."
     root = str(folder.root)
     if len(folder.classes) < 2 and not any(problem.kind == "extra level" for problem in folder.problems):
-        yield Problem(root, "one class", f"only one class, {shown(folder.classes[0])}", "add a folder for a second class")
+        yield Problem(root, "one class", f"only one class, {shown(folder.classes[0])}",
+                      "add a folder for a second class")
     train = splits.get("train") or splits.get("") or Counter()
     for name, counts in splits.items():
         for label in sorted(set(counts) - set(train)):
-            yield Problem(str(_place(folder, name) / label), "unknown class", f"{name} has class {shown(label)}, train has not",
-                          "add it to train, or remove it there")
+            yield Problem(str(_place(folder, name) / label), "unknown class",
+                          f"{name} has class {shown(label)}, train has not", "add it to train, or remove it there")
         for label in sorted(set(train) - set(counts)):
-            yield Problem(str(_place(folder, name) / label), "missing class", f"{name} has no image of class {shown(label)}",
-                          f"add images of it to {name}", "warning")
+            yield Problem(str(_place(folder, name) / label), "missing class",
+                          f"{name} has no image of class {shown(label)}", f"add images of it to {name}", "warning")
     if train and max(train.values()) > 10 * min(train.values()):
         small, large = min(train, key=train.get), max(train, key=train.get)  # type: ignore[arg-type]
         yield Problem(root, "imbalance", f"{train[large]} of {shown(large)}, {train[small]} of {shown(small)}",
@@ -69,16 +70,17 @@ def _look_alikes(folder: Folder) -> Iterable[Problem]:
         groups[_seen(name)].append(name)
     for names in groups.values():
         for one, two in pairwise(sorted(names, key=natural)):
-            case = one.casefold() == two.casefold()
-            why = f"{shown(one)} and {shown(two)} differ only in case" if case else f"{ascii(one)} and {ascii(two)} look alike"
+            why = f"{ascii(one)} and {ascii(two)} look alike"
+            if one.casefold() == two.casefold():
+                why = f"{shown(one)} and {shown(two)} differ only in case"
             yield Problem(f"{folder.root}/{two}", "twin names", f"classes {why}", "merge them or rename one", "warning")
 
 def _gone(facts: Sequence[Facts], root: Path) -> Iterable[Problem]:
     "Classes of which no picture can be read."
     files, readable = Counter(fact.item.label for fact in facts), {fact.item.label for fact in facts if fact.mode}
     for label in sorted(set(files) - readable, key=natural):
-        yield Problem(f"{root}/{label}", "class gone", f"class {shown(label)} is gone: all its {files[label]} files are bad",
-                      "replace its files", "warning")
+        why = f"class {shown(label)} is gone: all its {files[label]} files are bad"
+        yield Problem(f"{root}/{label}", "class gone", why, "replace its files", "warning")
 
 # %% ../nbs/module/07_report.ipynb #10632145
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class Report:
         "The classes that are shown, and what is said of the others."
         shown_classes = list(self.classes) if len(self.classes) <= 40 else list(self.classes[:30])
         rest = sorted(self.counts[name] for name in self.classes[len(shown_classes):])
-        return shown_classes, f"… and {len(rest):,} more classes with {rest[0]} to {rest[-1]} images each" if rest else ""
+        more = f"… and {len(rest):,} more classes with {rest[0]} to {rest[-1]} images each" if rest else ""
+        return shown_classes, more
 
     def _found(self) -> list[str]:
         "The problems, one a line; of many, three of each kind."
@@ -172,9 +175,12 @@ class Report:
         found = "".join(f"<li>{html.escape(line)}</li>" for line in self._found())
         notes = "".join(f"<p>{html.escape(line)}</p>" for line in (rest, passed) if line)
         pictures = self._pictures()
-        row_of_them = embedded(self._drawn(pictures), "one picture of each class") if pictures else "<p>no picture can be read</p>"
-        return (f"<p>{len(self.folder.items)} images, {len(self.classes)} classes: {'sound' if self.ok else 'not sound'}</p>"
-                f"<table><tr><th>class</th>{heads}</tr>{cells}</table>{notes}<ul>{found}</ul>{row_of_them}")
+        drawn = "<p>no picture can be read</p>"
+        if pictures:
+            drawn = embedded(self._drawn(pictures), "one picture of each class")
+        state = "sound" if self.ok else "not sound"
+        return (f"<p>{len(self.folder.items)} images, {len(self.classes)} classes: {state}</p>"
+                f"<table><tr><th>class</th>{heads}</tr>{cells}</table>{notes}<ul>{found}</ul>{drawn}")
 
 def _short(name: str) -> str:
     "A class name of at most 60 characters."
@@ -206,5 +212,6 @@ def _limits(found: Folder, readable: int) -> list[Problem]:
     "What was not looked for."
     if readable <= COMPARED:
         return []
-    why = f"near duplicates were looked for among the first {COMPARED:,} of {readable:,} pictures; equal files among all"
+    why = (f"near duplicates were looked for among the first {COMPARED:,} of {readable:,} pictures; equal files "
+           "among all")
     return [Problem(str(found.root), "not compared", why, "check parts of the folder to compare the others", "warning")]

@@ -69,7 +69,7 @@ def of_kind(
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
         return value
-    raise SettingsError(f"{name} = {shown(reprlib.repr(value))}: a {type(value).__name__} is of no use here; {remedy}")
+    raise SettingsError(f"{name} = {shown(reprlib.repr(value))} is of type {type(value).__name__}; {remedy}")
 
 def as_path(
     value: Any, # A text or a Path; ~ is the home folder
@@ -184,7 +184,8 @@ def _ours(file: Path) -> bool:
     except OSError as error:
         logging.getLogger("tl_tutorial").warning("%s: passed over, it cannot be read (%s)", shown(file), error.strerror)
         return False
-    text = re.sub(rb"^(\xff\xfe|\xfe\xff|\xef\xbb\xbf)|\0", b"", data).decode("latin-1") # also of UTF-16; names are ASCII
+    marks = rb"^(\xff\xfe|\xfe\xff|\xef\xbb\xbf)|\0"
+    text = re.sub(marks, b"", data).decode("latin-1") # also of UTF-16: our names are ASCII
     sections = re.findall(r"^\s*\[([^\]\r\n]+)\]", text, re.M)
     keys = {key.lower() for key in re.findall(r"^\s*([A-Za-z]\w*)\s*[=:]", text, re.M)}
     meant = sorted(keys & {knob.name for knob in fields(Settings)})
@@ -224,8 +225,8 @@ def _parsed(file: Path) -> configparser.ConfigParser:
         parser.read_string(data.decode("utf-16" if wide else "utf-8-sig"))
     except (configparser.Error, UnicodeDecodeError, OSError) as error:
         reason = shown(str(error).splitlines()[0]) if str(error) else type(error).__name__
-        raise SettingsError(f"{shown(file)}: not a settings file ({reason}); write lines such as seed = 42 under [run], "
-                            "in UTF-8") from error
+        raise SettingsError(f"{shown(file)}: not a settings file ({reason}); write lines such as seed = 42 under "
+                            "[run], in UTF-8") from error
     return parser
 
 def _unknown(file: Path, section: str, key: str) -> SettingsError:
@@ -234,7 +235,8 @@ def _unknown(file: Path, section: str, key: str) -> SettingsError:
     keys = ", ".join(k for k, s in known.items() if s == section) or "no keys of its own: name a section first"
     near = _like(key, tuple(known))
     hint = f"did you mean {near} in [{known[near]}]? " if near else ""
-    return SettingsError(f"{shown(file)}: unknown setting [{shown(section)}] {shown(key)}; {hint}this section has {keys}")
+    what = f"unknown setting [{shown(section)}] {shown(key)}"
+    return SettingsError(f"{shown(file)}: {what}; {hint}this section has {keys}")
 
 # %% ../nbs/module/01_settings.ipynb #6f8ba093
 def read_file(

@@ -18,16 +18,19 @@ __all__ = ['ROLES', 'SURE', 'EMPTY', 'ROLE_NAMES', 'Name', 'read_name', 'Branch'
 # %% ../nbs/module/05_splits.ipynb #c5e6f278
 ROLES = { # word → the parts it can mean, the likelier first
     **dict.fromkeys(("train", "training", "trn", "trainval", "trainvalid", "训练", "训练集", "训练数据"), ("train",)),
-    **dict.fromkeys(("valid", "val", "validation", "validate", "validating", "dev", "devel", "验证", "验证集", "验证数据"), ("valid",)),
+    **dict.fromkeys(("valid", "val", "validation", "validate", "validating", "dev", "devel"), ("valid",)),
+    **dict.fromkeys(("验证", "验证集", "验证数据"), ("valid",)),
     **dict.fromkeys(("eval", "evaluation"), ("valid", "test")),
     **dict.fromkeys(("test", "testing", "tst", "测试", "测试集", "测试数据"), ("test",)),
     **dict.fromkeys(("holdout", "heldout"), ("test", "valid")),
-    **dict.fromkeys(("pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "submission"), ("aside",)),
+    **dict.fromkeys(("pred", "predict", "prediction", "predictions", "submission"), ("aside",)),
+    **dict.fromkeys(("unlabeled", "unlabelled"), ("aside",)),
 }
 SURE = {"train", "training", "valid", "val", "validation", "test", "testing"} # these are hardly ever names of classes
-EMPTY = frozenset(re.findall(r"\w+", """set sets data dataset datasets image images img imgs pic pics picture pictures photo photos
-file files split splits part folder dir seg sample samples subset old new final full all raw cropped resized small large mini
-tiny augmented aug labeled labelled clean the of for and"""))
+EMPTY = frozenset(re.findall(r"\w+", """
+set sets data dataset datasets image images img imgs pic pics picture pictures photo photos file files split splits part
+folder dir seg sample samples subset old new final full all raw cropped resized small large mini tiny augmented aug
+labeled labelled clean the of for and"""))
 
 @dataclass(frozen=True)
 class Name:
