@@ -159,9 +159,10 @@ def scan(
     if not os.path.isdir(root):
         raise DataError(f"{shown(root)}: not a folder; give the folder that holds one folder per class")
     found = _Listing(root.resolve(), endings())
-    plan = layout(_branches(root, found.read))
+    branches = _branches(root, found.read)
+    plan = layout(branches)
     items = _divided(root, plan, found) if plan.parts else _class_folders(root, "", found)
-    question = _question(root, plan, found)
+    question = _question(root, plan, branches, found)
     if question and (ask or not items):
         raise DataError(str(question))
     if not items:
@@ -179,12 +180,13 @@ def _nothing(root: Path, problems: Sequence[Problem]) -> DataError:
     return DataError(f"{shown(root)}: no labelled image{there}; {'; '.join([*helps, ''])}put images into one folder "
                      f"per class, as in {shown(root)}/cat/1.jpg")
 
-def _question(root: Path, plan: Layout, found: _Listing) -> Problem | None:
+def _question(root: Path, plan: Layout, branches: Sequence[Branch], found: _Listing) -> Problem | None:
     "What only the owner of the folder can say."
     if plan.question:
         name, kind, why, remedy = plan.question
         return Problem(str(root / name), kind, why, remedy)
-    inner = root if plan.parts else _inner(root, found.read)
+    alone = sum(bool(branch.pictures or branch.folders) for branch in branches) == 1
+    inner = _inner(root, found.read) if alone and not plan.parts else root
     if inner != root:
         return Problem(str(root), "extra level", f"holds one folder only; the classes stand in {shown(inner)}",
                        f"give {shown(inner)}")
