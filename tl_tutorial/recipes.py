@@ -117,7 +117,9 @@ def probe_then_tune(
     "Fit the head on the frozen body, then fine-tune with small rates (LP-FT, Kumar et al. 2022, arXiv:2202.10054)."
     network.to(device=material.device, memory_format=quick_format(torch.device(material.device)))  # type: ignore[call-overload]
     shape = [(name, tuple(value.shape)) for name, value in network.state_dict().items()] # tells modules of one's own apart
-    key = hashlib.sha256(f"{replace(settings, device='')} {material.digest()} {shape}".encode()).hexdigest()
+    pictures = material.digest() if folder else "" # it reads every picture, and only a state needs it
+    chosen = replace(settings, device='', cache_dir='') # where a run computes does not change it
+    key = hashlib.sha256(f"{chosen} {pictures} {shape}".encode()).hexdigest()
     epochs = default_epochs(len(material.labels)) if settings.epochs < 0 else settings.epochs
     row, lr = None, settings.lr or (default_rate(len(material.labels)) if network.pretrained else 3e-3)
     settings = replace(settings, decay_rate=settings.decay_rate or (0.8 if network.pretrained else 1.0))
