@@ -360,6 +360,15 @@ def test_reports_of_many_classes_stay_short() -> None:
     assert max(map(len, repr(Report(long, {"": {}}, {}, (9, 9, 9), ())).splitlines())) < 100
 
 
+def test_what_tells_of_the_pictures_is_not_counted(tmp_path: Path) -> None:
+    root = photos(tmp_path / "p")
+    for name in ("README.md", "LICENSE", "cat/readme.txt"):
+        (root / name).write_text("x")
+    assert tl.scan(root).passed_over == "" and tl.check(root).problems == ()
+    with pytest.raises(tl.SettingsError, match="max_megapixels"):
+        tl.check(root, max_megapixels="50")
+
+
 def test_a_report_outlives_its_folder(tmp_path: Path) -> None:
     root = photos(tmp_path / "p")
     report = tl.check(root)

@@ -60,7 +60,8 @@ def counted(
 HIDDEN = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "$recycle.bin", "recycler",
           "recycled", "system volume information", "$extend", "$sysreset", "$winreagent", "$getcurrent", "#recycle",
           "#snapshot", "~snapshot", "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "lost+found", "lost.dir",
-          "network trash folder", "temporary items"}
+          "network trash folder", "temporary items",
+          "readme", "readme.md", "readme.txt", "license", "license.md", "license.txt", "provenance.md", "citation.cff"}
 DEEPEST = 50 # Folders inside each other below a class
 
 def natural(

@@ -18,6 +18,7 @@ from .entries import Problem, natural
 from .facts import COMPARED, Facts, inspect, near, twins
 from .folder import Folder, scan
 from .pixels import ImageProblem, parallel, read_image, shown, to_square
+from .settings import of_kind
 
 if TYPE_CHECKING:
     from tl_tutorial.figures import Drawn
@@ -194,6 +195,7 @@ def check(
     progress: bool = False, # Show a bar on stderr
 ) -> Report: # Counts and problems; raises DataError when there is no labelled folder at all
     "Look for everything in a labelled folder that would hurt later; changes nothing."
+    of_kind(max_megapixels, "max_megapixels", (int, float), "give a number of million pixels")
     found = folder if isinstance(folder, Folder) else scan(folder, ask=False)
     facts = list(parallel(lambda item: inspect(item, max_megapixels), found.items, "checking", progress))
     splits: dict[str, Counter[str]] = defaultdict(Counter)
