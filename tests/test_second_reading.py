@@ -83,7 +83,7 @@ def test_a_folder_beside_the_splits_is_told(colours: Path, tmp_path: Path) -> No
     for name in ("train", "test", "extra"):
         shutil.copytree(colours, tmp_path / "root" / name)
     report = tl.check(tmp_path / "root")
-    assert [p for p in report.problems if p.kind == "mixed" and p.path.endswith("extra") and p.severity == "warning"]
+    assert [p for p in report.problems if p.kind == "mixed" and p.path.endswith("extra") and p.severity == "error"]
     os.rename(colours / "red", colours / "train") # a class may be called train
     assert not [p for p in tl.check(colours).problems if p.kind == "mixed"]
 

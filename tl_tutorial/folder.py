@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from .pixels import SUFFIXES, shown
-from .settings import DataError
+from .entries import Problem as Problem
+from .entries import counted, entries, image_files, is_run, natural, passed_over
+from .entries import find_images as find_images
+from .formats import endings
+from .settings import DataError, as_path, shown
+from .splits import Branch, Layout, layout, read_name
 
 # %% auto #0
-__all__ = ['SPLITS', 'HIDDEN', 'DEEPEST', 'FOREIGN', 'Item', 'Problem', 'Folder', 'scan', 'find_images', 'split', 'digest']
+__all__ = ['OURS', 'Item', 'Folder', 'scan', 'split', 'digest']
 
 # %% ../nbs/module/06_folder.ipynb #536fc6be
-SPLITS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
-HIDDEN = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "__pycache__"}
-DEEPEST = 50 # Folders inside each other below a class
-FOREIGN = {".heic", ".heif", ".avif", ".svg", ".eps", ".ps", ".pdf", ".psd", ".fits", ".jp2", ".raw", ".cr2", ".nef", ".dng"}
+OURS = (".safetensors", ".history.jsonl", ".onnx") # what training writes
 
 @dataclass(frozen=True)
 class Item:
@@ -35,135 +34,209 @@ class Item:
     split: str = "" # "train", "valid", "test", or "" when the folder has no splits
 
 @dataclass(frozen=True)
-class Problem:
-    "Something that would hurt later."
-    path: str # The file or folder
-    kind: str # A short fixed name, e.g. "damaged" or "leak"
-    why: str # What was found
-    remedy: str # What to do
-    severity: str = "error" # "error" stops training, "warning" does not
-
-    def __str__(self) -> str:
-        return f"{shown(self.path)}: {self.why}; {self.remedy}"
-
-@dataclass(frozen=True)
 class Folder:
     "A labelled folder: which files, which classes, what was passed over."
     root: Path # The folder
     classes: tuple[str, ...] # Class names, in order (1, 2, 10 and not 1, 10, 2)
     items: tuple[Item, ...] # Every labelled image file
     problems: tuple[Problem, ...] = () # Found while listing
+    others: tuple[Problem, ...] = () # Files that are no pictures by their names, one note for each
 
     def part(self, split: str) -> tuple[Item, ...]: # The items of one split
         "The items of one split; '' when the folder has none."
         return tuple(item for item in self.items if item.split == split)
 
-# %% ../nbs/module/06_folder.ipynb #9e59c884
-def _natural(name: str) -> tuple[Any, ...]:
-    "Sort key that puts 2 before 10."
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part), name
+    @property
+    def passed_over(self) -> str: # One line; empty when nothing was passed over
+        "What was passed over, counted by kind."
+        return counted((*self.problems, *self.others))
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    "What stands in a folder, without hidden things, in order; an unreadable folder is a DataError."
-    try:
-        found = list(os.scandir(folder))
-    except OSError as error:
-        raise DataError(f"{shown(folder)}: cannot be listed ({error.strerror}); check the path and its permissions") from None
-    seen = [entry for entry in found if not entry.name.startswith(".") and entry.name.lower() not in HIDDEN]
-    return sorted(seen, key=lambda entry: _natural(entry.name))
-
-def _inside(path: Path, root: Path) -> bool:
-    "Does a path, all links resolved, lie inside the root?"
-    try:
-        return path.resolve(strict=True).is_relative_to(root)
-    except (OSError, RuntimeError): # dangling, or a loop
-        return False
-
-def _files(folder: Path, root: Path, problems: list[Problem], depth: int = 0) -> Iterable[Path]:
-    "Image files below a folder; what is passed over is noted."
-    for entry in _entries(folder):
-        path = Path(entry.path)
-        if entry.is_symlink() and not (_inside(path, root) and path.is_file()):
-            problems.append(Problem(str(path), "link", "a link that leads nowhere, to a folder or out of the folder",
-                                    "put the file itself there", "warning"))
-        elif entry.is_dir(follow_symlinks=False):
-            if depth < DEEPEST:
-                yield from _files(path, root, problems, depth + 1)
-            else:
-                problems.append(Problem(str(path), "too deep", f"inside more than {DEEPEST} folders", "move its images up", "warning"))
-        elif path.suffix.lower() in SUFFIXES and entry.is_file():
-            yield path
-        elif path.suffix.lower() in SUFFIXES: # reading a pipe would wait forever
-            problems.append(Problem(str(path), "no file", "a pipe, socket or device, not a file", "remove it", "warning"))
-        elif path.suffix.lower() in FOREIGN:
-            problems.append(Problem(str(path), "format", f"{path.suffix} files are not read",
-                                    "convert it to JPEG or PNG", "warning"))
+@dataclass
+class _Listing:
+    "What is gathered while a folder is listed."
+    root: Path # Without links
+    read: frozenset[str] # The endings that are read
+    problems: list[Problem] = field(default_factory=list)
+    below: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict)) # Class → role → folder below it
 
 # %% ../nbs/module/06_folder.ipynb #b46fcb33
-def _class_folders(folder: Path, split: str, root: Path, problems: list[Problem]) -> list[Item]:
+def _class_folders(folder: Path, split: str, found: _Listing) -> list[Item]:
     "The items of one folder/CLASS/files tree."
     items: list[Item] = []
     names: set[str] = set()
-    for entry in _entries(folder):
+    for entry in entries(folder):
         path, label = Path(entry.path), unicodedata.normalize("NFC", entry.name)
         if entry.is_dir(follow_symlinks=False):
-            found = [Item(file, label, split) for file in _files(path, root, problems)]
-            if not found:
-                problems.append(Problem(str(path), "empty class", f"class {shown(entry.name)} has no image",
-                                        "add images or remove the folder"))
+            files = _class_files(path, label, found)
             if label in names: # one spells é as a letter, the other as e and an accent
-                problems.append(Problem(str(path), "twin names", f"a second folder for class {shown(label)}, spelt with other "
-                                        "Unicode characters; taken as one class", "merge the two folders", "warning"))
+                why = (f"a second folder for class {shown(label)}, spelt with other Unicode characters; "
+                       "taken as one class")
+                found.problems.append(Problem(str(path), "twin names", why, "merge the two folders", "warning"))
             names.add(label)
-            items += found
+            items += [Item(file, label, split) for file in files]
         elif entry.is_symlink():
-            problems.append(Problem(str(path), "link", "a link in the place of a class folder is not followed",
-                                    "put the folder itself there", "warning"))
-        elif path.suffix.lower() in SUFFIXES:
-            problems.append(Problem(str(path), "no class", "an image outside of any class folder",
-                                    "move it into the folder of its class", "warning"))
+            found.problems.append(Problem(str(path), "link", "a link in the place of a class folder is not followed",
+                                          "put the folder itself there, or copy all with the links followed (cp -rL)",
+                                          "warning"))
+        else:
+            found.problems.append(_stray(entry, path, found))
     return items
 
+def _stray(entry: os.DirEntry[str], path: Path, found: _Listing) -> Problem:
+    "What a file outside of any class folder is."
+    return passed_over(entry, path, found.root, found.read) or Problem(
+        str(path), "no class", "an image outside of any class folder", "move it into the folder of its class",
+        "warning")
+
+def _class_files(path: Path, label: str, found: _Listing) -> list[Path]:
+    "The files of one class; one without an image is a problem, unless it holds a run or its results."
+    noted: list[Problem] = []
+    files = list(image_files(path, found.root, found.read, noted))
+    found.problems += noted
+    for parent in {file.parent for file in files}:
+        _note_roles(parent.relative_to(path).parts, found.below[label])
+    if not files and any(problem.path.endswith(OURS) for problem in noted):
+        found.problems.append(Problem(str(path), "run folder", "holds results of training and no image; passed over",
+                                      "keep such folders outside of the photographs", "warning"))
+    elif not files and not any(problem.kind == "run folder" for problem in noted):
+        what = counted(noted)
+        why = f"class {shown(path.name)} has no image{', but ' + what if what else ''}"
+        found.problems.append(Problem(str(path), "empty class", why, "add images or remove the folder"))
+    return files
+
+def _note_roles(names: Sequence[str], roles: dict[str, str]) -> None:
+    "Write down a folder below a class that is named like a split, or that there is none."
+    for name in names:
+        known = read_name(name)
+        if known.roles and known.sure and not known.rest:
+            roles.setdefault(known.roles[0], name)
+            return
+    roles.setdefault("", "")
+
+# %% ../nbs/module/06_folder.ipynb #666c5c2f
+def _branches(folder: Path, read: frozenset[str]) -> list[Branch]:
+    "The folders below a folder, and what they hold; each is looked into only until its first image."
+    root, found = folder.resolve(), []
+    for entry in entries(folder):
+        inside = entries(Path(entry.path)) if entry.is_dir(follow_symlinks=False) else []
+        if is_run(inside) or not entry.is_dir(follow_symlinks=False):
+            continue
+        deep = (one for one in inside if one.is_dir(follow_symlinks=False))
+        folders = tuple(one.name for one in deep if next(image_files(Path(one.path), root, read, []), None))
+        found.append(Branch(entry.name, any(_is_picture(one, read) for one in inside), folders))
+    return found
+
+def _is_picture(entry: os.DirEntry[str], read: frozenset[str]) -> bool:
+    "Does an entry look like an image file?"
+    return Path(entry.name).suffix.lower() in read and entry.is_file(follow_symlinks=False)
+
+def _inner(folder: Path, read: frozenset[str], inside_split: bool = False) -> Path:
+    "Below levels that hold one folder and nothing else; in a split only where that folder's name says nothing."
+    full = [branch for branch in _branches(folder, read) if branch.pictures or branch.folders]
+    if len(full) != 1 or full[0].pictures or any(_is_picture(entry, read) for entry in entries(folder)):
+        return folder
+    below = folder / full[0].name
+    if inside_split and not read_name(full[0].name).rest:
+        return _inner(below, read, inside_split)
+    if not inside_split and (len(full[0].folders) > 1 or _has_more(_inner(below, read), read)):
+        return _inner(below, read)
+    return folder
+
+def _has_more(folder: Path, read: frozenset[str]) -> bool:
+    "Does a folder hold several folders?"
+    return len(_branches(folder, read)) > 1
+
+# %% ../nbs/module/06_folder.ipynb #90ec003f
 def scan(
-    folder: str | Path, # folder/CLASS/*.jpg, or with train/, valid/ and test/ above the classes
+    folder: str | Path, # folder/CLASS/*.jpg, or with folders for training, validation and testing above the classes
+    *,
+    ask: bool = True, # Refuse a layout that leaves a question; else it stands among the problems
 ) -> Folder: # What is there; nothing is opened
-    "List a labelled folder; raises DataError when there is none or it has no labelled image."
-    root = Path(folder)
-    problems: list[Problem] = []
+    "List a labelled folder; raises DataError when there is none, no labelled image, or a layout with two meanings."
+    root = as_path(folder, "folder", "give the folder that holds one folder per class")
     if not os.path.exists(root): # never raises, also when a name is too long
         raise DataError(f"{shown(root)}: there is no such folder; check the path")
     if not os.path.isdir(root):
         raise DataError(f"{shown(root)}: not a folder; give the folder that holds one folder per class")
-    entries = _entries(root)
-    parts = {entry.name: SPLITS.get(entry.name.lower(), "") for entry in entries if entry.is_dir(follow_symlinks=False)}
-    real = root.resolve()
-    if not all(parts.values()) and len({split for split in parts.values() if split}) > 1:
-        extra = next(name for name, split in parts.items() if not split)
-        problems.append(Problem(str(root / extra), "mixed", f"stands beside folders that are named like splits; {shown(extra)} and they are "
-                                "all taken as classes", "move it away if train and test are meant as splits", "warning"))
-    if parts and all(parts.values()):
-        problems += [Problem(entry.path, "link", "a link in the place of a split is not followed", "put the folder itself there")
-                     for entry in entries if entry.is_symlink() and entry.name.lower() in SPLITS]
-        found = {name: _class_folders(root / name, split, real, problems) for name, split in parts.items()}
-        problems += [Problem(str(root / name), "empty split", f"{shown(name)} has no image", "add images or remove the folder")
-                     for name, inside in found.items() if not inside]
-        items = [item for inside in found.values() for item in inside]
-    else:
-        items = _class_folders(root, "", real, problems)
+    found = _Listing(root.resolve(), endings())
+    branches = _branches(root, found.read)
+    plan = layout(branches)
+    items = _divided(root, plan, found) if plan.parts else _class_folders(root, "", found)
+    question = _question(root, plan, branches, found)
+    if question and (ask or not items):
+        raise DataError(str(question))
     if not items:
-        raise DataError(f"{shown(root)}: no labelled image; put images into one folder per class, as in {shown(root)}/cat/1.jpg")
-    classes = tuple(sorted({item.label for item in items}, key=_natural))
-    return Folder(root, classes, tuple(items), tuple(problems))
+        raise _nothing(root, found.problems)
+    problems = [*([question] if question else []), *found.problems]
+    return Folder(root, tuple(sorted({item.label for item in items}, key=natural)), tuple(items),
+                  tuple(problem for problem in problems if problem.severity != "note"),
+                  tuple(problem for problem in problems if problem.severity == "note"))
 
-# %% ../nbs/module/06_folder.ipynb #849b056a
-def find_images(
-    folder: str | Path, # Any folder
-    *,
-    passed: list[Problem] | None = None, # Is given what was passed over
-) -> list[Path]: # Image files below it, in order
-    "List the image files below a folder, labelled or not; hidden ones and links that lead out are passed over."
-    root = Path(folder)
-    return list(_files(root, root.resolve(), [] if passed is None else passed))
+def _nothing(root: Path, problems: Sequence[Problem]) -> DataError:
+    "The error of a folder without a labelled image: what is there instead, and what helps."
+    found = counted(problems)
+    helps = list(dict.fromkeys(problem.remedy for problem in problems if problem.kind in ("link", "format")))[:2]
+    there = f", passed over: {found}" if found else ""
+    return DataError(f"{shown(root)}: no labelled image{there}; {'; '.join([*helps, ''])}put images into one folder "
+                     f"per class, as in {shown(root)}/cat/1.jpg")
+
+def _question(root: Path, plan: Layout, branches: Sequence[Branch], found: _Listing) -> Problem | None:
+    "What only the owner of the folder can say."
+    if plan.question:
+        name, kind, why, remedy = plan.question
+        return Problem(str(root / name), kind, why, remedy)
+    alone = sum(bool(branch.pictures or branch.folders) for branch in branches) == 1
+    inner = _inner(root, found.read) if alone and not plan.parts else root
+    if inner != root:
+        return Problem(str(root), "extra level", f"holds one folder only; the classes stand in {shown(inner)}",
+                       f"give {shown(inner)}")
+    below = found.below
+    together = {role for roles in below.values() for role in roles if role}
+    mixed = [label for label, roles in below.items() if len(roles) > 1 and set(roles) & {"valid", "test"}]
+    labels = mixed or [label for label, roles in below.items() if set(roles) - {""} and len(together) > 1]
+    if not labels:
+        return None
+    label = min(labels, key=natural)
+    one = next(name for name in below[label].values() if name)
+    why = f"named like a split of the data, but below class {shown(label)}"
+    remedy = f"put the splits above the classes, as in {shown(one)}/{shown(label)}, or rename it, or move it away"
+    return Problem(str(root / label / one), "class first", why, remedy)
+
+def _divided(root: Path, plan: Layout, found: _Listing) -> list[Item]:
+    "The items of all splits."
+    items: list[Item] = []
+    for entry in entries(root):
+        path, role = Path(entry.path), plan.parts.get(entry.name, "")
+        if role:
+            inside = _class_folders(_inner(path, found.read, inside_split=True), role, found)
+            if not inside:
+                found.problems.append(Problem(str(path), "empty split", f"{shown(path.name)} has no image",
+                                              "add images or remove the folder"))
+            items += inside
+        elif entry.name in plan.aside:
+            found.problems.append(Problem(str(path), "unlabelled", plan.aside[entry.name],
+                                          "nothing need be done; where there are labels, make a folder for each class",
+                                          "warning"))
+        elif entry.is_symlink() and read_name(entry.name).roles:
+            found.problems.append(Problem(str(path), "link", "a link in the place of a split is not followed",
+                                          "put the folder itself there"))
+        elif entry.is_dir(follow_symlinks=False):
+            why = "a folder without images beside the splits"
+            found.problems.append(Problem(str(path), "other file", why, "nothing need be done", "note"))
+        else:
+            found.problems.append(_stray(entry, path, found))
+    return _without_unlabelled(root, items, found)
+
+def _without_unlabelled(root: Path, items: list[Item], found: _Listing) -> list[Item]:
+    "Leave a test part aside whose only folder is no class of the training part: nobody labelled it."
+    train = {item.label for item in items if item.split == "train"}
+    test = {item.label for item in items if item.split == "test"}
+    if len(train) < 2 or len(test) != 1 or test & train:
+        return items
+    why = f"the test pictures stand in one folder, {shown(*test)}, which is no class of the training; left aside"
+    remedy = "nothing need be done; where there are labels, make a folder for each class"
+    found.problems.append(Problem(str(root), "unlabelled", why, remedy, "warning"))
+    return [item for item in items if item.split != "test"]
 
 # %% ../nbs/module/06_folder.ipynb #6d7fc3cd
 def _rank(seed: int, key: str) -> bytes:
@@ -174,16 +247,20 @@ def split(
     items: Sequence[Item], # Labelled files
     fraction: float = 0.2, # Share of each class that goes to the second part, in 0..1
     seed: int = 42, # Another seed, another split
+    *,
+    digests: Mapping[Path, str] | None = None, # Of files that were read before, so that they are not read again
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]: # The larger part and the part set aside
     "Split items by class at random, equal files kept together; each class keeps at least one item in each part."
+    known = digests or {}
     groups: dict[str, dict[str, list[Item]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
-        groups[item.label][digest(item.path)].append(item)
+        groups[item.label][known.get(item.path) or digest(item.path)].append(item)
     first, second = [], []
     for label, found in groups.items():
         if len(found) < 2:
             raise DataError(f"class {shown(label)} has {len(found)} distinct image; at least 2 are needed to set one "
-                            "aside; add images, or give a validation folder with valid=")
+                            "aside; add images, give a validation folder with valid=, or leave it out with "
+                            "on_bad='skip'")
         keys = sorted(found, key=lambda key: _rank(seed, key))
         count = min(len(keys) - 1, max(1, round(fraction * len(keys))))
         second += [item for key in keys[:count] for item in found[key]]
@@ -195,6 +272,7 @@ def digest(
 ) -> str: # Hexadecimal, or a stand-in for a file that cannot be read
     "SHA-256 of a file's bytes; of its name when it cannot be read, so that later steps can name it."
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError:
         return f"unreadable {path}"

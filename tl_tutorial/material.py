@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from .batches import Batches, augmentation_for
 from .folder import Folder, Item, scan, split
 from .pixels import load_pixels, shown
 from .report import Report, check
-from .settings import DataError, DeviceError, ModelError, Settings
+from .settings import DataError, DeviceError, ModelError, Settings, SettingsError, as_path
 
 log = logging.getLogger("tl_tutorial")
 
@@ -45,8 +47,9 @@ class Material:
         how = None if still else augmentation_for(settings.augment, self.images)
         batch = settings.batch_size or int(np.clip(len(self.labels) // 12, 8, 32))
         if not still and self.shard[1] > min(batch, len(self.labels)):
-            raise DeviceError(f"{self.shard[1]} processes cannot share batches of {min(batch, len(self.labels))} pictures; "
-                              "start fewer processes, or raise batch_size")
+            size = min(batch, len(self.labels))
+            raise DeviceError(f"{self.shard[1]} processes cannot share batches of {size} pictures; start fewer "
+                              "processes, or raise batch_size")
         return Batches(self.images, self.labels, self.size, 64 if still else batch, settings.seed, how, self.device,
                        (0, 1) if still else self.shard, self.names)
 
@@ -64,7 +67,7 @@ class Material:
         return found.hexdigest()
 
 # %% ../nbs/module/16_material.ipynb #9573aa31
-SKIPPABLE = {"empty", "not an image", "unreadable", "too large", "damaged", "value range", "two labels"}
+SKIPPABLE = {"empty", "not an image", "unreadable", "too large", "damaged", "value range", "two labels", "one image"}
 
 def refuse_or_skip(
     report: Report, # What `check` found
@@ -79,14 +82,14 @@ def refuse_or_skip(
         more = f" (and {len(stop) - 1} more: run tl-tutorial check)" if len(stop) > 1 else ""
         raise DataError(f"{stop[0]}{more}")
     for problem in skip:
-        log.warning("left out: %s", problem)
+        if problem.kind != "one image": # told when its class is left out
+            log.warning("left out: %s", problem)
     return {problem.path for problem in skip} | (_disputed(report) if settings.on_bad == "skip" else set())
 
 def _disputed(report: Report) -> set[str]:
     "Every file of a picture that has two labels, however often it is there."
-    path = {shown(item.path): str(item.path) for item in report.folder.items}
-    other = lambda problem: path.get(problem.why.removeprefix("the same picture as ").removesuffix(", of another class"), "")
-    pairs = [(problem.kind, {problem.path, other(problem)}) for problem in report.problems if problem.kind in ("two labels", "duplicate")]
+    pairs = [(problem.kind, {problem.path, problem.other}) for problem in report.problems
+             if problem.kind in ("two labels", "duplicate", "leak")]
     found = {name for kind, pair in pairs for name in pair if kind == "two labels"}
     while more := {name for _, pair in pairs if pair & found for name in pair} - found: # equal files in a chain
         found |= more
@@ -104,7 +107,8 @@ def pick_size(
             raise ModelError(f"size={settings.size}: this network needs at least {preprocess.least} pixels; raise size")
         return settings.size
     lowest = 96 if preprocess.size >= 128 else 32
-    return int(np.clip(32 * round(short_side / 32), max(lowest, preprocess.least), max(preprocess.size, preprocess.least)))
+    highest = max(preprocess.size, preprocess.least)
+    return int(np.clip(32 * round(short_side / 32), max(lowest, preprocess.least), highest))
 
 # %% ../nbs/module/16_material.ipynb #45e53cd4
 def merged(
@@ -113,16 +117,33 @@ def merged(
 ) -> Folder: # One listing with splits
     "List the training folder; a separate validation folder becomes its `valid` split."
     first = folder if isinstance(folder, Folder) else scan(folder)
-    if valid is None:
-        return first
-    second = valid if isinstance(valid, Folder) else scan(valid)
     mine = [Item(i.path, i.label, "train") for i in first.items if i.split in ("", "train")]
     if first.items and not mine:
-        raise DataError(f"{shown(first.root)}: no training pictures, only valid/ or test/; give the folder that holds train/ or the classes")
-    theirs = [Item(i.path, i.label, "valid") for i in second.items]
+        raise DataError(f"{shown(first.root)}: no training pictures, only valid/ or test/; give the folder that holds "
+                        "train/ or the classes")
+    if valid is None:
+        return first
+    remedy = "give the folder with validation pictures"
+    second = valid if isinstance(valid, Folder) else scan(as_path(valid, "valid", remedy))
+    chosen = second.part("valid") or second.part("test") or second.items
+    _refuse_overlap(first, mine, second, chosen)
+    theirs = [Item(i.path, i.label, "valid") for i in chosen]
     return Folder(first.root, tuple(sorted({i.label for i in mine}, key=first.classes.index)), (*mine, *theirs),
-                  first.problems + second.problems)
+                  first.problems + second.problems, first.others + second.others)
 
+def _refuse_overlap(first: Folder, mine: Sequence[Item], second: Folder, theirs: Sequence[Item]) -> None:
+    "Refuse a validation folder that holds pictures that are trained on."
+    real = {parent: os.path.realpath(parent) for parent in {item.path.parent for item in (*mine, *theirs)}}
+    known = {(real[item.path.parent], item.path.name) for item in mine}
+    both = [item.path for item in theirs if (real[item.path.parent], item.path.name) in known]
+    if not both:
+        return
+    same = os.path.realpath(first.root) == os.path.realpath(second.root)
+    what = "names the training folder" if same else f"holds pictures of the training folder, such as {shown(both[0])}"
+    raise SettingsError(f"valid = {shown(second.root)}: {what}; give a folder with other pictures, or leave valid out, "
+                        "and part of each class is set aside")
+
+# %% ../nbs/module/16_material.ipynb #6f599b3e
 def gather(
     folder: str | Path | Folder, # The labelled folder
     valid: str | Path | Folder | None, # Validation folder; None uses the folder's own split, or sets some aside
@@ -135,23 +156,61 @@ def gather(
     "Check a folder, set validation pictures aside by class, decode everything once."
     found = merged(folder, valid)
     report = check(found, settings.max_megapixels, progress)
-    skip = refuse_or_skip(report, settings)
+    parts = _parts(found, report, refuse_or_skip(report, settings), settings)
+    side = pick_size(settings, report.sizes[1], preprocess)
+    stored = -(-side * 8 // 7) # a little larger than the crop, as 256 is to 224
+    total = sum(map(len, parts))
+    (images, train), (valid_images, aside) = (_decoded(part, stored, len(part) / total, settings, progress)
+                                              for part in parts)
+    classes = _classes(found, train, aside)
+    number = {name: row for row, name in enumerate(classes)}
+    labels, valid_labels = (np.array([number[item.label] for item in part], np.int64) for part in (train, aside))
+    names = [shown(item.path) for item in train]
+    material = Material(images, labels, valid_images, valid_labels, side, len(classes), device, shard, names)
+    return material, report, classes
+
+def _parts(found: Folder, report: Report, skip: set[str], settings: Settings) -> tuple[list[Item], list[Item]]:
+    "The pictures to train on, and those for validation."
     items = [item for item in found.items if str(item.path) not in skip and item.split != "test"]
     train = [item for item in items if item.split in ("", "train")]
     aside = [item for item in items if item.split == "valid"]
+    before = Counter(item.label for item in found.items if item.split in ("", "train"))
+    for label in sorted(set(before) - {item.label for item in train}):
+        log.warning("class %s is gone: all its %d files are bad", shown(label), before[label])
     if not aside:
-        train, aside = map(list, split(train, settings.valid_fraction, settings.seed))
-    classes = tuple(name for name in found.classes if any(item.label == name for item in train))
+        train = _enough(train, report, settings)
+        _classes(found, train, [])
+        train, aside = map(list, split(train, settings.valid_fraction, settings.seed, digests=report.digests))
+    _classes(found, train, aside)
+    return train, aside
+
+def _enough(items: list[Item], report: Report, settings: Settings) -> list[Item]:
+    "With on_bad = skip, leave out classes of which nothing could be set aside; else `split` refuses them."
+    files: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        files[item.label].add(report.digests.get(item.path, str(item.path)))
+    small = {label for label, found in files.items() if len(found) < 2} if settings.on_bad == "skip" else set()
+    for label in sorted(small):
+        log.warning("left out: class %s has one distinct image that can be read; at least 2 are needed", shown(label))
+    return [item for item in items if item.label not in small]
+
+def _classes(found: Folder, train: Sequence[Item], aside: Sequence[Item]) -> tuple[str, ...]:
+    "The names of the classes that are left, in order; there must be two, and each must be trained on."
+    left = {item.label for item in train}
+    classes = tuple(name for name in found.classes if name in left)
     if len(classes) < 2:
-        raise DataError(f"{shown(found.root)}: after leaving out bad files fewer than two classes have images; add images")
-    if alone := sorted({item.label for item in aside} - set(classes)):
-        raise DataError(f"{shown(found.root)}: class {shown(alone[0])} has validation pictures, but no training picture that could be read; "
-                        "add some, or remove the class")
-    side = pick_size(settings, report.sizes[1], preprocess)
-    stored = -(-side * 8 // 7) # a little larger than the crop, as 256 is to 224
-    total, budget = len(train) + len(aside), settings.cache_mb
-    pixels = [load_pixels([i.path for i in part], stored, budget * len(part) / total, "error", settings.max_megapixels, progress).images
-              for part in (train, aside)]
-    labels = [np.array([classes.index(i.label) for i in part], np.int64) for part in (train, aside)]
-    names = [shown(item.path) for item in train]
-    return Material(pixels[0], labels[0], pixels[1], labels[1], side, len(classes), device, shard, names), report, classes
+        raise DataError(f"{shown(found.root)}: after leaving out bad files fewer than two classes have images; "
+                        "add images")
+    if alone := sorted({item.label for item in aside} - left):
+        raise DataError(f"{shown(found.root)}: class {shown(alone[0])} has validation pictures, but no training "
+                        "picture that could be read; add some, or remove the class")
+    return classes
+
+def _decoded(items: list[Item], side: int, share: float, settings: Settings,
+             progress: bool) -> tuple[np.ndarray, list[Item]]:
+    "The pixels of one part, and the items that they belong to."
+    pixels = load_pixels([item.path for item in items], side, settings.cache_mb * share, settings.on_bad,
+                         settings.max_megapixels, progress, settings.cache_dir)
+    for problem in pixels.problems: # bad since it was checked
+        log.warning("left out: %s", problem)
+    return pixels.images, [items[row] for row in pixels.kept]

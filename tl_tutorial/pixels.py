@@ -6,139 +6,33 @@
 from __future__ import annotations
 
 import errno
+import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from .settings import DataError, SettingsError
+from .formats import FORMATS as FORMATS
+from .formats import REPLACE as REPLACE
+from .formats import SUFFIXES as SUFFIXES
+from .formats import ImageProblem as ImageProblem
+from .opening import SWITCHES, as_rgb, decode
+from .opening import read_image as read_image
+from .opening import to_rgb as to_rgb
+from .settings import DeviceError, SettingsError
+from .settings import shown as shown
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 # %% auto #0
-__all__ = ['T', 'R', 'FORMATS', 'SUFFIXES', 'REPLACE', 'shown', 'ImageProblem', 'to_rgb', 'read_image', 'to_square', 'parallel',
-           'track', 'Pixels', 'load_pixels']
-
-# %% ../nbs/module/05_pixels.ipynb #a7446181
-def shown(
-    path: Any, # A path, or a text such as a class name
-) -> str: # The same on one line
-    "A path that is safe to print: control characters are escaped."
-    text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
-
-class ImageProblem(DataError):
-    "One image file that cannot be used."
-    def __init__(self, path: Any, kind: str, why: str, remedy: str) -> None:
-        super().__init__(f"{shown(path)}: {why}; {remedy}")
-        self.path, self.kind, self.why, self.remedy = path, kind, why, remedy
-
-# %% ../nbs/module/05_pixels.ipynb #8be63b83
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-REPLACE = "replace the file, remove it, or leave it out with on_bad='skip'"
-
-def _no_image(path: Path, error: Exception) -> ImageProblem:
-    "What to say of a file whose header cannot be read."
-    why = "not an image that can be read (JPEG, PNG, WEBP, BMP, GIF or TIFF)"
-    why = why if isinstance(error, Image.UnidentifiedImageError) else f"cannot be opened ({type(error).__name__})"
-    return ImageProblem(path, "not an image", why, REPLACE)
-
-def _opened(path: Path, max_megapixels: float) -> Image.Image:
-    "The file's header, read and judged; pixels are not decoded yet."
-    try:
-        if path.stat().st_size == 0:
-            raise ImageProblem(path, "empty", "the file has no content (0 bytes)", REPLACE)
-        image = Image.open(path, formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageProblem(path, "too large", f"more than {max_megapixels:g} million pixels", "make it smaller") from None
-    except FileNotFoundError:
-        raise ImageProblem(path, "unreadable", "there is no such file", "check the path") from None
-    except PermissionError:
-        raise ImageProblem(path, "unreadable", "permission to read is missing", "change the file's permissions") from None
-    except ImageProblem:
-        raise
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM): # the machine's trouble, not the file's
-            raise ImageProblem(path, "unreadable", f"cannot be opened now ({error.strerror})",
-                               "close other programs, or raise `ulimit -n`") from None
-        raise _no_image(path, error) from None
-    except Exception as error: # a damaged header can raise anything
-        raise _no_image(path, error) from None
-    if image.width * image.height > max_megapixels * 1e6:
-        size = f"{image.width} x {image.height}"
-        image.close()
-        raise ImageProblem(path, "too large", f"{size} pixels, more than {max_megapixels:g} million",
-                           "make it smaller, or raise max_megapixels in settings.ini")
-    return image
-
-# %% ../nbs/module/05_pixels.ipynb #0c1ffd88
-def _grey8(path: Path, image: Image.Image) -> Image.Image:
-    "A 16-bit, 32-bit or floating-point grey image as 8-bit grey."
-    values = np.asarray(image).astype(np.float64)
-    top = values.max(initial=0)
-    if not np.isfinite(values).all() or values.min(initial=0) < 0 or (image.mode == "F" and top > 255) or top > 65535:
-        raise ImageProblem(path, "value range", f"pixel values of mode {image.mode} outside the known ranges",
-                           "save it as 8-bit or 16-bit")
-    if image.mode == "F":
-        values = values * 255 if top <= 1 else values
-    elif image.mode.startswith("I;16") or top > 255:
-        values = values / 257
-    hidden = image.info.get("transparency") # the grey that a PNG declares to be transparent
-    if isinstance(hidden, int):
-        values = np.where(np.asarray(image) == hidden, 255, values)
-    return Image.fromarray(values.round().astype(np.uint8))
-
-def to_rgb(
-    path: Path, # For the error message
-    image: Image.Image, # Any mode
-) -> Image.Image: # Mode RGB
-    "Convert any mode to RGB by the rules of the table above."
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _grey8(path, image).convert("RGB")
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-# %% ../nbs/module/05_pixels.ipynb #02713055
-def read_image(
-    path: str | Path, # An image file
-    max_megapixels: float = 50.0, # Refuse larger images before decoding (million pixels)
-    at_least: int = 0, # JPEGs may be decoded smaller, but both sides stay this long (pixels); 0: full size
-) -> Image.Image: # 8-bit RGB, upright
-    "Read one image file as upright 8-bit RGB; raises ImageProblem and nothing else."
-    path = Path(path)
-    with _opened(path, max_megapixels) as image:
-        return _decoded(path, image, at_least)
-
-def _decoded(path: Path, image: Image.Image, at_least: int = 0) -> Image.Image:
-    "The pixels of an opened image as upright RGB."
-    try:
-        if at_least:
-            image.draft(None, (at_least, at_least))
-        image.load()
-        return to_rgb(path, _upright(image))
-    except ImageProblem:
-        raise
-    except Exception as error: # decoders raise OSError, SyntaxError, struct.error, ValueError and more
-        why = f"damaged or cut off ({str(error) or type(error).__name__})"
-        raise ImageProblem(path, "damaged", why, REPLACE) from None
-
-def _upright(image: Image.Image) -> Image.Image:
-    "Turn the image as its EXIF note says; a broken note is no reason to refuse the pixels."
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception: # the note is optional data from a camera; the pixels are whole
-        return image
+__all__ = ['T', 'R', 'to_square', 'parallel', 'track', 'Pixels', 'load_pixels']
 
 # %% ../nbs/module/05_pixels.ipynb #2671ea31
 def to_square(
@@ -186,13 +80,48 @@ class Pixels:
     kept: np.ndarray # Index into the list of paths, one per row
     problems: tuple[ImageProblem, ...] = () # What could not be read (on_bad="skip")
 
-def _storage(shape: tuple[int, ...], budget_mb: float) -> np.ndarray:
+def _storage(shape: tuple[int, ...], budget_mb: float, folder: str | Path = "") -> np.ndarray:
     "An empty uint8 array: in memory within the budget, else mapped from an unnamed temporary file."
-    if np.prod(shape, dtype=np.float64) <= budget_mb * 2**20:
+    size = math.prod(shape)
+    if size <= budget_mb * 2**20:
         return np.empty(shape, np.uint8)
     import tempfile
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, np.uint8, "w+", shape=shape)
+    place = str(folder)
+    try:
+        place = place or tempfile.gettempdir()
+        with tempfile.TemporaryFile(dir=place) as file:
+            _reserve(file, size)
+            _tell(place, size)
+            return np.memmap(file, np.uint8, "w+", shape=shape)
+    except OSError as error:
+        raise DeviceError(f"{shown(place or 'the temporary folder')}: no room for {size / 2**20:.0f} MB of pixels "
+                          f"({error.strerror}); free some space, set cache_dir in settings.ini or TMPDIR to a folder "
+                          "with more, or raise cache_mb") from error
+
+def _reserve(file: BinaryIO | Any, size: int) -> None:
+    "Take the space of a file now; a page that finds no space later would end the process."
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except (AttributeError, OSError) as error: # macOS and some file systems have no such call
+        if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", -1)):
+            raise
+        for start in range(0, size, 2**24):
+            file.write(bytes(min(2**24, size - start)))
+        file.flush()
+
+def _tell(place: str, size: int) -> None:
+    "Say where many pixels go; a folder in memory (tmpfs) would hold them twice."
+    log, text = logging.getLogger("tl_tutorial"), "%.0f MB of pixels go to a temporary file in %s"
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError: # no such list on this system
+        mounts = []
+    inside = [(len(point), kind) for point, kind in mounts if Path(place).resolve().is_relative_to(point)]
+    if size > 2**26 and max(inside, default=(0, ""))[1] in ("tmpfs", "ramfs"):
+        log.warning(text + ", which lies in memory; set cache_dir in settings.ini or TMPDIR to a folder on a disk",
+                    size / 2**20, shown(place))
+    else:
+        log.info(text, size / 2**20, shown(place))
 
 def load_pixels(
     paths: Sequence[Any], # Files, PIL images or uint8 arrays [H, W, 3]
@@ -201,11 +130,12 @@ def load_pixels(
     on_bad: str = "error", # "error": stop at the first bad file; "skip": leave it out and report it
     max_megapixels: float = 50.0, # Refuse larger images (million pixels)
     progress: bool = False, # Show a bar on stderr
+    cache_dir: str | Path = "", # Folder of that file; empty: the system's temporary folder
 ) -> Pixels: # The squares, which paths they are, and what was left out
     "Decode every image once into an array of squares."
     if on_bad not in ("error", "skip"):
         raise SettingsError(f"on_bad={on_bad!r}: choose 'error' or 'skip'")
-    store = _storage((len(paths), side, side, 3), budget_mb)
+    store = _storage((len(paths), side, side, 3), budget_mb, cache_dir)
     def work(path: Any) -> np.ndarray | ImageProblem:
         try:
             return np.asarray(to_square(_as_image(path, max_megapixels, side), side))
@@ -232,8 +162,13 @@ def _as_image(thing: Any, max_megapixels: float, side: int) -> Image.Image:
             raise ImageProblem("an array", "value range", f"{thing.dtype} of shape {thing.shape}",
                                "give uint8 of shape [H, W] or [H, W, 3]")
         if thing.ndim == 3 and thing.shape[2] not in (1, 3, 4):
-            raise ImageProblem("an array", "value range", f"{thing.shape[2]} channels", "give [H, W], [H, W, 3] or [H, W, 4]")
+            raise ImageProblem("an array", "value range", f"{thing.shape[2]} channels",
+                               "give [H, W], [H, W, 3] or [H, W, 4]")
         thing = Image.fromarray(thing[..., 0] if thing.ndim == 3 and thing.shape[2] == 1 else thing)
     if not isinstance(thing, Image.Image):
-        raise ImageProblem("an input", "not an image", f"a {type(thing).__name__}", "give a path, a PIL image or an array")
-    return _decoded(Path(getattr(thing, "filename", "") or "an image"), thing)
+        raise ImageProblem("an input", "not an image", f"a {type(thing).__name__}",
+                           "give a path, a PIL image or an array")
+    path = Path(getattr(thing, "filename", "") or "an image")
+    with SWITCHES.ours(max_megapixels * 1e6):
+        decode(path, thing)
+        return as_rgb(path, thing)

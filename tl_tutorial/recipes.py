@@ -111,11 +111,13 @@ def default_rate(
     rate = 2e-4 * float(np.clip(count / 200, 1, 5)) if pretrained else 3e-3
     return rate * SGD[pretrained] if optimizer == "sgd" else rate
 
-def _key(network: Network, material: Material, settings: Settings) -> dict[str, Any]:
+def _key(network: Network, material: Material, settings: Settings, folder: Path | None) -> dict[str, Any]:
     "What a kept state belongs to: settings, pictures, and the shape of the network (of a module of one's own too)."
+    shared = folder is not None or material.shard[1] > 1
+    pictures = material.digest() if shared else "" # it reads every picture; only a state and other processes ask for it
     shape = [(name, tuple(value.shape)) for name, value in network.state_dict().items()]
     knobs = {name: value for name, value in asdict(settings).items() if name not in FREE}
-    return {**knobs, "pictures": material.digest(), "network": hashlib.sha256(f"{shape}".encode()).hexdigest(),
+    return {**knobs, "pictures": pictures, "network": hashlib.sha256(f"{shape}".encode()).hexdigest(),
             "steps": len(replace(material, device="cpu").train(settings))} # its copy of the pixels stays off the GPU
 
 def _prepare(network: Network, settings: Settings) -> None:
@@ -143,7 +145,7 @@ def probe_then_tune(
     "Fit the head on the frozen body, then fine-tune with small rates (LP-FT, Kumar et al. 2022, arXiv:2202.10054)."
     device = torch.device(material.device)
     network.to(device=device, memory_format=quick_format(device))  # type: ignore[call-overload]
-    key, count = _key(network, material, settings), len(material.labels)
+    key, count = _key(network, material, settings, folder), len(material.labels)
     epochs = default_epochs(count) if settings.epochs < 0 else settings.epochs
     lr = settings.lr or default_rate(count, network.pretrained, settings.optimizer)
     settings = replace(settings, decay_rate=settings.decay_rate or (0.8 if network.pretrained else 1.0))

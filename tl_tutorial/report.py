@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import html
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,86 +14,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
-from .folder import Folder, Item, Problem, digest, scan
+from .entries import Problem, natural
+from .facts import COMPARED, Facts, inspect, near, twins
+from .folder import Folder, scan
 from .pixels import ImageProblem, parallel, read_image, shown, to_square
+from .settings import of_kind
 
 if TYPE_CHECKING:
     from tl_tutorial.figures import Drawn
 
 # %% auto #0
 __all__ = ['Report', 'check']
-
-# %% ../nbs/module/07_report.ipynb #769fe6c9
-@dataclass(frozen=True)
-class _Facts:
-    "What one file is."
-    item: Item
-    digest: str = ""
-    mode: str = ""
-    size: tuple[int, int] = (0, 0)
-    hash: int = 0
-    thumbnail: np.ndarray = field(default_factory=lambda: np.zeros((16, 16), np.int16))
-    problem: Problem | None = None
-
-def _inspect(item: Item, max_megapixels: float) -> _Facts:
-    "Decode one file and gather its facts."
-    try:
-        image = read_image(item.path, max_megapixels)
-        with Image.open(item.path) as header:
-            mode, kind = header.mode, header.format or ""
-    except ImageProblem as error:
-        return _Facts(item, digest(item.path), problem=Problem(str(item.path), error.kind, error.why, error.remedy))
-    grey = image.convert("L")
-    small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
-    bits = int("".join("01"[bit] for bit in (small[:, 1:] > small[:, :-1]).ravel().astype(int)), 2)
-    thumbnail = np.asarray(grey.resize((16, 16), Image.Resampling.BOX), np.int16)
-    return _Facts(item, digest(item.path), mode, image.size, bits, thumbnail, _oddity(item, kind, image.size))
-
-def _oddity(item: Item, kind: str, size: tuple[int, int]) -> Problem | None:
-    "Something strange about a readable file."
-    suffix = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF"}.get(item.path.suffix.lower(), item.path.suffix[1:].upper())
-    if min(size) < 8:
-        return Problem(str(item.path), "tiny", f"only {size[0]} x {size[1]} pixels", "use a larger image", "warning")
-    if kind not in (suffix, "MPO"):
-        return Problem(str(item.path), "wrong suffix", f"a {kind} file named {item.path.suffix}",
-                       f"rename it to end in .{kind.lower()}", "warning")
-    return None
-
-# %% ../nbs/module/07_report.ipynb #ae7dde15
-def _twins(facts: Sequence[_Facts]) -> Iterable[Problem]:
-    "Equal files: across splits, under two labels, or simply twice."
-    groups = defaultdict(list)
-    for fact in facts:
-        if not (fact.problem and fact.problem.kind == "empty"): # files without content are no twins
-            groups[fact.digest].append(fact.item)
-    for items in groups.values():
-        for one, two in pairwise(items):
-            if one.label != two.label:
-                yield Problem(str(two.path), "two labels", f"the same picture as {shown(one.path)}, of another class",
-                              "remove the wrong one, or leave both out with on_bad='skip'")
-            elif one.split != two.split:
-                yield Problem(str(two.path), "leak", f"the same picture as {shown(one.path)} in another split",
-                              "remove one of them, or allow it with allow_leaks = true in settings.ini")
-            else:
-                yield Problem(str(two.path), "duplicate", f"the same picture as {shown(one.path)}", "remove one", "warning")
-
-def _near(facts: Sequence[_Facts], limit: int = 20_000) -> Iterable[Problem]:
-    "Nearly equal pictures that are not equal files; compared pair by pair for up to `limit` images."
-    facts = facts[:limit]
-    hashes = np.array([fact.hash for fact in facts], np.uint64)
-    told = np.zeros(len(facts), bool) # each picture is named once, not once for every picture that it looks like
-    for number, fact in enumerate(facts[:-1]):
-        close = np.flatnonzero((np.bitwise_count(hashes[number + 1:] ^ hashes[number]) <= 3) & ~told[number + 1:]) + number + 1
-        for other in map(int, close):
-            found = facts[other]
-            if np.abs(fact.thumbnail - found.thumbnail).mean() <= 4 and fact.digest != found.digest:
-                across = " in another split" if fact.item.split != found.item.split else ""
-                told[other] = True
-                yield Problem(str(found.item.path), "near duplicate", f"looks like {shown(fact.item.path)}{across}",
-                              "look at both, keep one", "warning")
 
 # %% ../nbs/module/07_report.ipynb #fc5c45c3
 def _place(folder: Folder, split: str) -> Path:
@@ -103,16 +35,17 @@ def _place(folder: Folder, split: str) -> Path:
 def _class_problems(folder: Folder, splits: dict[str, Counter[str]]) -> Iterable[Problem]:
     "What is wrong with the classes as a whole."
     root = str(folder.root)
-    if len(folder.classes) < 2:
-        yield Problem(root, "one class", f"only one class, {shown(folder.classes[0])}", "add a folder for a second class")
+    if len(folder.classes) < 2 and not any(problem.kind == "extra level" for problem in folder.problems):
+        yield Problem(root, "one class", f"only one class, {shown(folder.classes[0])}",
+                      "add a folder for a second class")
     train = splits.get("train") or splits.get("") or Counter()
     for name, counts in splits.items():
         for label in sorted(set(counts) - set(train)):
-            yield Problem(str(_place(folder, name) / label), "unknown class", f"{name} has class {shown(label)}, train has not",
-                          "add it to train, or remove it there")
+            yield Problem(str(_place(folder, name) / label), "unknown class",
+                          f"{name} has class {shown(label)}, train has not", "add it to train, or remove it there")
         for label in sorted(set(train) - set(counts)):
-            yield Problem(str(_place(folder, name) / label), "missing class", f"{name} has no image of class {shown(label)}",
-                          f"add images of it to {name}", "warning")
+            yield Problem(str(_place(folder, name) / label), "missing class",
+                          f"{name} has no image of class {shown(label)}", f"add images of it to {name}", "warning")
     if train and max(train.values()) > 10 * min(train.values()):
         small, large = min(train, key=train.get), max(train, key=train.get)  # type: ignore[arg-type]
         yield Problem(root, "imbalance", f"{train[large]} of {shown(large)}, {train[small]} of {shown(small)}",
@@ -121,10 +54,34 @@ def _class_problems(folder: Folder, splits: dict[str, Counter[str]]) -> Iterable
         if count == 1 and "valid" not in splits:
             yield Problem(f"{root}/{label}", "one image", f"class {shown(label)} has one image",
                           "add images: at least 2 are needed, 20 are better")
-    for one, two in pairwise(sorted(folder.classes, key=str.casefold)):
-        if one.casefold() == two.casefold():
-            yield Problem(f"{root}/{two}", "twin names", f"classes {shown(one)} and {shown(two)} differ only in case",
-                          "merge them or rename one", "warning")
+    yield from _look_alikes(folder)
+
+_SAME = str.maketrans("аеорсухіјѕԁһӏАВЕЅІЈКМНОРСТУХοανρικτΑΒΕΖΗΙΚΜΝΟΡΤΥΧ",
+                      "aeopcyxijsdhlABESIJKMHOPCTYXoavpiktABEZHIKMNOPTYX") # Cyrillic and Greek for Latin
+
+def _seen(name: str) -> str:
+    "What the eye sees of a name, in small letters."
+    text = unicodedata.normalize("NFKC", name).translate(_SAME)
+    return " ".join("".join(c for c in text if unicodedata.category(c) != "Cf").split()).casefold()
+
+def _look_alikes(folder: Folder) -> Iterable[Problem]:
+    "Classes whose names look the same."
+    groups = defaultdict(list)
+    for name in folder.classes:
+        groups[_seen(name)].append(name)
+    for names in groups.values():
+        for one, two in pairwise(sorted(names, key=natural)):
+            why = f"{ascii(one)} and {ascii(two)} look alike"
+            if one.casefold() == two.casefold():
+                why = f"{shown(one)} and {shown(two)} differ only in case"
+            yield Problem(f"{folder.root}/{two}", "twin names", f"classes {why}", "merge them or rename one", "warning")
+
+def _gone(facts: Sequence[Facts], root: Path) -> Iterable[Problem]:
+    "Classes of which no picture can be read."
+    files, readable = Counter(fact.item.label for fact in facts), {fact.item.label for fact in facts if fact.mode}
+    for label in sorted(set(files) - readable, key=natural):
+        why = f"class {shown(label)} is gone: all its {files[label]} files are bad"
+        yield Problem(f"{root}/{label}", "class gone", why, "replace its files", "warning")
 
 # %% ../nbs/module/07_report.ipynb #10632145
 @dataclass(frozen=True)
@@ -135,6 +92,7 @@ class Report:
     modes: dict[str, int] # Image mode as stored → number of images
     sizes: tuple[int, int, int] # Short side in pixels: smallest, median, largest
     problems: tuple[Problem, ...] # Everything found, errors first
+    digests: dict[Path, str] = field(default_factory=dict, repr=False) # Of each file's bytes
 
     @property
     def ok(self) -> bool: # No problem that would stop training
@@ -155,37 +113,80 @@ class Report:
         "The report as plain data."
         return {"ok": self.ok, "folder": str(self.folder.root), "classes": list(self.classes), "counts": self.counts,
                 "splits": self.splits, "modes": self.modes, "sizes": list(self.sizes),
-                "problems": [vars(problem) for problem in self.problems]}
+                "problems": [vars(problem) for problem in self.problems],
+                "passed_over": self.folder.passed_over, "other_files": [note.path for note in self.folder.others]}
 
     def plot(self) -> Drawn: # One row of pictures
         "One readable picture of each class, up to twelve classes."
+        return self._drawn(self._pictures())
+
+    def _drawn(self, found: Sequence[tuple[str, Any]]) -> Drawn:
+        "Pictures with their classes above them."
         from tl_tutorial.figures import show_images
+        return show_images([picture for _, picture in found], [_short(name) for name, _ in found])
+
+    def _pictures(self) -> list[tuple[str, Any]]:
+        "One picture of each of the first classes; those that were moved away since are left out."
         bad = {problem.path for problem in self.problems if problem.severity == "error"}
-        first = {i.label: i.path for i in reversed(self.folder.items) if str(i.path) not in bad}
-        shown_classes = [name for name in self.classes if name in first][:12]
-        return show_images([to_square(read_image(first[name], float("inf")), 112) for name in shown_classes], list(map(shown, shown_classes)))
+        first = {item.label: item.path for item in reversed(self.folder.items) if str(item.path) not in bad}
+        found = []
+        for name in [name for name in self.classes if name in first][:12]:
+            try:
+                found.append((name, to_square(read_image(first[name], float("inf"), at_least=112), 112)))
+            except ImageProblem: # the counts are true all the same
+                continue
+        return found
+
+    def _rows(self) -> tuple[list[str], str]:
+        "The classes that are shown, and what is said of the others."
+        shown_classes = list(self.classes) if len(self.classes) <= 40 else list(self.classes[:30])
+        rest = sorted(self.counts[name] for name in self.classes[len(shown_classes):])
+        more = f"… and {len(rest):,} more classes with {rest[0]} to {rest[-1]} images each" if rest else ""
+        return shown_classes, more
+
+    def _found(self) -> list[str]:
+        "The problems, one a line; of many, three of each kind."
+        lines = [f"{p.severity}: [{p.kind}] {p}" for p in self.problems]
+        if len(lines) <= 20:
+            return lines
+        kinds: dict[str, list[str]] = defaultdict(list)
+        for problem, line in zip(self.problems, lines, strict=True):
+            kinds[problem.kind].append(line)
+        more = lambda kind: [f"… and {len(kinds[kind]) - 3:,} more of [{kind}]"] if len(kinds[kind]) > 3 else []
+        return [line for kind in kinds for line in (*kinds[kind][:3], *more(kind))]
 
     def __repr__(self) -> str:
-        names = list(self.splits)
+        names, (classes, rest) = list(self.splits), self._rows()
         head = (f"{shown(self.folder.root)}: {len(self.folder.items)} images, {len(self.classes)} classes, "
                 f"short side {self.sizes[0]} to {self.sizes[2]} pixels")
-        width = max(map(len, map(shown, self.classes)))
+        width = max(map(len, map(_short, classes)))
         count = lambda name, label: f"  {name + ' ' if name else ''}{self.splits[name].get(label, 0):>4}"
-        rows = [f"  {shown(c):<{width}}" + "".join(count(n, c) for n in names) for c in self.classes]
-        verdict = ["no problem found"] if not self.problems else [f"{p.severity}: [{p.kind}] {p}" for p in self.problems[:20]]
-        more = [f"… and {len(self.problems) - 20} more"] if len(self.problems) > 20 else []
-        return "\n".join([head, *rows, *verdict, *more])
+        rows = [f"  {_short(c):<{width}}" + "".join(count(n, c) for n in names) for c in classes]
+        passed = f"passed over: {self.folder.passed_over}" if self.folder.passed_over else ""
+        return "\n".join([head, *rows, *filter(None, (rest, passed)), *(self._found() or ["no problem found"])])
 
     def _repr_html_(self) -> str: # Everything that comes from a name is escaped
         "The report as a small table."
-        row = lambda label: "".join(f"<td>{part.get(label, 0)}</td>" for part in self.splits.values())
-        cells = "".join(f"<tr><td>{html.escape(shown(c))}</td>{row(c)}</tr>" for c in self.classes)
-        heads = "".join(f"<th>{html.escape(name) or 'images'}</th>" for name in self.splits)
-        found = "".join(f"<li><b>{html.escape(p.kind)}</b> {html.escape(str(p))}</li>" for p in self.problems[:20])
         from tl_tutorial.figures import embedded
-        state, picture = "sound" if self.ok else "not sound", embedded(self.plot(), "one picture of each class")
+        classes, rest = self._rows()
+        row = lambda label: "".join(f"<td>{part.get(label, 0)}</td>" for part in self.splits.values())
+        cells = "".join(f"<tr><td>{html.escape(_short(c))}</td>{row(c)}</tr>" for c in classes)
+        heads = "".join(f"<th>{html.escape(name) or 'images'}</th>" for name in self.splits)
+        passed = f"passed over: {self.folder.passed_over}" if self.folder.passed_over else ""
+        found = "".join(f"<li>{html.escape(line)}</li>" for line in self._found())
+        notes = "".join(f"<p>{html.escape(line)}</p>" for line in (rest, passed) if line)
+        pictures = self._pictures()
+        drawn = "<p>no picture can be read</p>"
+        if pictures:
+            drawn = embedded(self._drawn(pictures), "one picture of each class")
+        state = "sound" if self.ok else "not sound"
         return (f"<p>{len(self.folder.items)} images, {len(self.classes)} classes: {state}</p>"
-                f"<table><tr><th>class</th>{heads}</tr>{cells}</table><ul>{found}</ul>{picture}")
+                f"<table><tr><th>class</th>{heads}</tr>{cells}</table>{notes}<ul>{found}</ul>{drawn}")
+
+def _short(name: str) -> str:
+    "A class name of at most 60 characters."
+    name = shown(name)
+    return name if len(name) <= 60 else f"{name[:40]}…{name[-19:]}"
 
 # %% ../nbs/module/07_report.ipynb #601244ac
 def check(
@@ -194,15 +195,25 @@ def check(
     progress: bool = False, # Show a bar on stderr
 ) -> Report: # Counts and problems; raises DataError when there is no labelled folder at all
     "Look for everything in a labelled folder that would hurt later; changes nothing."
-    found = folder if isinstance(folder, Folder) else scan(folder)
-    facts = list(parallel(lambda item: _inspect(item, max_megapixels), found.items, "checking", progress))
+    of_kind(max_megapixels, "max_megapixels", (int, float), "give a number of million pixels")
+    found = folder if isinstance(folder, Folder) else scan(folder, ask=False)
+    facts = list(parallel(lambda item: inspect(item, max_megapixels), found.items, "checking", progress))
     splits: dict[str, Counter[str]] = defaultdict(Counter)
     for item in found.items:
         splits[item.split][item.label] += 1
     readable = [fact for fact in facts if fact.mode]
-    problems = [*found.problems, *(fact.problem for fact in facts if fact.problem), *_class_problems(found, splits),
-                *_twins(facts), *_near(readable)]
+    problems = [*found.problems, *(problem for fact in facts for problem in fact.problems), *_gone(facts, found.root),
+                *_class_problems(found, splits), *twins(facts), *near(readable), *_limits(found, len(readable))]
     short = sorted(min(fact.size) for fact in readable) or [0]
     return Report(found, {name: dict(counts) for name, counts in splits.items()},
                   dict(Counter(fact.mode for fact in readable)), (short[0], short[len(short) // 2], short[-1]),
-                  tuple(sorted(problems, key=lambda problem: problem.severity)))
+                  tuple(sorted(problems, key=lambda problem: problem.severity)),
+                  {fact.item.path: fact.digest for fact in facts})
+
+def _limits(found: Folder, readable: int) -> list[Problem]:
+    "What was not looked for."
+    if readable <= COMPARED:
+        return []
+    why = (f"near duplicates were looked for among the first {COMPARED:,} of {readable:,} pictures; equal files "
+           "among all")
+    return [Problem(str(found.root), "not compared", why, "check parts of the folder to compare the others", "warning")]

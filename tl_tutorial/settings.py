@@ -6,18 +6,33 @@
 from __future__ import annotations
 
 import configparser
+import difflib
+import logging
+import os
+import re
+import reprlib
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['WORDS', 'TLError', 'SettingsError', 'DataError', 'ModelError', 'DeviceError', 'TrainingError', 'Settings',
-           'find_settings', 'read_file', 'read_settings', 'pick_device']
+__all__ = ['WORDS', 'NO_TEXT', 'SECTIONS', 'TLError', 'SettingsError', 'DataError', 'ModelError', 'DeviceError', 'TrainingError',
+           'shown', 'of_kind', 'as_path', 'Settings', 'find_settings', 'read_file', 'read_settings', 'pick_device']
 
 # %% ../nbs/module/01_settings.ipynb #763c41d0
 class TLError(Exception):
     "Something a user can mend: the message names the thing, the reason and the remedy."
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]: # also for a kind whose __init__ takes other arguments than the message
+        return _revived, (type(self), self.args, self.__dict__)
+
+def _revived(kind: type[TLError], args: tuple[Any, ...], state: dict[str, Any]) -> TLError:
+    "An error as it was before it was copied or sent."
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 class SettingsError(TLError, ValueError):
     "A setting or an argument is unknown or has a value it cannot have."
@@ -36,12 +51,43 @@ class TrainingError(TLError, RuntimeError):
     "Training cannot go on: the numbers went wrong, or a save failed."
     classifier: Any = None # From fine_tune: a Classifier with the last good weights
 
+# %% ../nbs/module/01_settings.ipynb #62b9f725
+def shown(
+    path: Any, # A path, or a text such as a class name
+) -> str: # The same on one line
+    "A path that is safe to print: control characters are escaped."
+    text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+
+def of_kind(
+    value: Any, # What was given
+    name: str, # The argument's name
+    kinds: type | tuple[type, ...], # What it may be
+    remedy: str, # What to give instead
+) -> Any: # The value
+    "The value when it is of a kind; else a SettingsError that names the argument."
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
+        return value
+    raise SettingsError(f"{name} = {shown(reprlib.repr(value))} is of type {type(value).__name__}; {remedy}")
+
+def as_path(
+    value: Any, # A text or a Path; ~ is the home folder
+    name: str, # The argument's name
+    remedy: str = "give a path", # What to give instead
+) -> Path: # With ~ expanded
+    "A path from an argument; anything else, and an empty text, is a SettingsError."
+    text = os.fsdecode(of_kind(value, name, (str, os.PathLike), remedy))
+    if not text:
+        raise SettingsError(f"{name} is empty; {remedy}")
+    return Path(os.path.expanduser(text))
+
 # %% ../nbs/module/01_settings.ipynb #3c00e62b
 def _knob(default: Any, section: str, meaning: str, choices: tuple[str, ...] = (),
-          low: float | None = None, high: float | None = None) -> Any:
+          low: float | None = None, high: float | None = None, path: bool = False) -> Any:
     "A dataclass field that knows its section, its meaning and its limits."
     return field(default=default, metadata={"section": section, "meaning": meaning, "choices": choices,
-                                            "low": low, "high": high})
+                                            "low": low, "high": high, "path": path})
 
 # %% ../nbs/module/01_settings.ipynb #df67d62a
 @dataclass(frozen=True)
@@ -53,11 +99,12 @@ class Settings:
     valid_fraction: float = _knob(0.2, "data", "share of each class set aside for validation", low=0.01, high=0.9)
     on_bad: str = _knob("error", "data", "what to do with an unreadable image", choices=("error", "skip"))
     cache_mb: int = _knob(2048, "data", "pixels kept in memory (MB); beyond it a file is used", low=0)
+    cache_dir: str = _knob("", "data", "folder of that file; empty: the system's, which TMPDIR sets", path=True)
     max_megapixels: float = _knob(50.0, "data", "largest image that is decoded (million pixels)", low=0.01)
     allow_leaks: bool = _knob(False, "data", "train although a picture stands in two splits")
     augment: str = _knob("auto", "data", "how training images are changed", choices=("auto", "full", "light", "none"))
     arch: str = _knob("efficientnet_lite0", "model", "name of the backbone")
-    weights: str = _knob("default", "model", "default, none, a torchvision weights name, or a local file")
+    weights: str = _knob("default", "model", "default, none, a torchvision weights name, or a local file", path=True)
     size: int = _knob(0, "train", "side of the training images (pixels); 0 lets the data decide", low=0, high=4096)
     epochs: int = _knob(-1, "train", "fine-tuning epochs after the head is fitted; -1 takes the default", low=-1)
     batch_size: int = _knob(0, "train", "images per step; 0 takes 8 to 32 by the number of images", low=0)
@@ -65,7 +112,8 @@ class Settings:
     loss: str = _knob("cross_entropy", "train", "what is made small", choices=("cross_entropy", "mse"))
     lr: float = _knob(0.0, "train", "peak learning rate of the head; 0 lets the recipe choose", low=0)
     tuned: float = _knob(0.75, "train", "share of the body's blocks, from the end, that learn", low=0, high=1)
-    decay_rate: float = _knob(0.0, "train", "rate of a block as a share of the next block's; 0: the recipe's", low=0, high=1)
+    decay_rate: float = _knob(0.0, "train", "rate of a block as a share of the next block's; 0: the recipe's",
+                              low=0, high=1)
     momentum: float = _knob(0.9, "train", "momentum of SGD", low=0, high=1)
     weight_decay: float = _knob(0.01, "train", "pull of weights (not biases, not norms) to zero", low=0)
     label_smoothing: float = _knob(0.0, "train", "share of the target spread over all classes", low=0, high=0.9)
@@ -81,11 +129,16 @@ class Settings:
 
 # %% ../nbs/module/01_settings.ipynb #3b8f9584
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+NO_TEXT = (type(None), bool, int, float, complex, bytes, list, tuple, dict, set)
 
 def _converted(value: Any, default: Any) -> Any:
     "The value in the default's type; raises ValueError or TypeError where that loses something."
     if isinstance(default, bool):
         return value if isinstance(value, bool) else WORDS[str(value).lower()]
+    if isinstance(default, str):
+        if isinstance(value, NO_TEXT) or callable(value):
+            raise TypeError
+        return value.name if isinstance(value, Enum) else str(value) # a path, a torch.device
     if isinstance(value, bool):
         raise TypeError
     if isinstance(default, int):
@@ -101,54 +154,110 @@ def _checked(name: str, value: Any) -> Any:
     kind, limits = type(knob.default).__name__, knob.metadata
     try:
         value = _converted(value, knob.default)
-    except (ValueError, TypeError, KeyError, OverflowError):
-        raise SettingsError(f"{name} = {value!r}: {limits['meaning']}; give a value of type {kind}") from None
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        given = shown(reprlib.repr(value))
+        raise SettingsError(f"{name} = {given}: {limits['meaning']}; give a value of type {kind}") from error
     if limits["choices"] and value not in limits["choices"]:
         raise SettingsError(f"{name} = {value!r}: choose one of {', '.join(limits['choices'])}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _inside(value, limits):
+        low, high = limits["low"], limits["high"]
+        allowed = f"lie between {low} and {high}" if high is not None else f"be a finite number, {low} or more"
+        raise SettingsError(f"{name} = {value!r}: {limits['meaning']}; it must {allowed}")
+    return os.path.expanduser(value) if limits["path"] else value
+
+def _inside(value: float, limits: Any) -> bool:
+    "Is a number finite and inside its limits? Not a number is never."
     low, high = limits["low"], limits["high"]
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        inside = (low is None or value >= low) and (high is None or value <= high) and abs(value) != float("inf")
-        if not inside:
-            allowed = f"it must lie between {low} and {high}" if high is not None else f"it must be a finite number, {low} or more"
-            raise SettingsError(f"{name} = {value!r}: {limits['meaning']}; {allowed}")
-    return value
+    return (low is None or value >= low) and (high is None or value <= high) and abs(value) != float("inf")
 
 # %% ../nbs/module/01_settings.ipynb #e77b757f
+SECTIONS = ("run", "data", "model", "train")
+
+def _like(word: str, known: tuple[str, ...]) -> str:
+    "The known word that a word is, in another case or misspelt; else an empty text."
+    return next(iter(difflib.get_close_matches(word.strip().lower(), known, 1, 0.78)), "")
+
+def _ours(file: Path) -> bool:
+    "Is a settings.ini ours? It has a section of ours, however spelt, or no section at all and a knob of ours."
+    try:
+        data = file.read_bytes()[:1_000_000]
+    except OSError as error:
+        logging.getLogger("tl_tutorial").warning("%s: passed over, it cannot be read (%s)", shown(file), error.strerror)
+        return False
+    marks = rb"^(\xff\xfe|\xfe\xff|\xef\xbb\xbf)|\0"
+    text = re.sub(marks, b"", data).decode("latin-1") # also of UTF-16: our names are ASCII
+    sections = re.findall(r"^\s*\[([^\]\r\n]+)\]", text, re.M)
+    keys = {key.lower() for key in re.findall(r"^\s*([A-Za-z]\w*)\s*[=:]", text, re.M)}
+    meant = sorted(keys & {knob.name for knob in fields(Settings)})
+    if sections and meant and not any(_like(name, SECTIONS) for name in sections):
+        logging.getLogger("tl_tutorial").warning("%s: passed over, its %s stands in no section of ours ([%s])",
+                                                 shown(file), meant[0], "], [".join(SECTIONS))
+    return any(_like(name, SECTIONS) for name in sections) if sections else bool(meant)
+
 def find_settings(
     start: str | Path = ".", # Where to begin
 ) -> Path | None: # The nearest settings.ini of ours, or None
-    "Look for `settings.ini` in a folder and in its parents."
-    start = Path(start).resolve()
-    return next((f for d in (start, *start.parents) if (f := d / "settings.ini").is_file()), None)
+    "Look for a `settings.ini` of ours in a folder and in its parents; those of other programs are passed over."
+    try:
+        place = as_path(start, "start").resolve()
+    except OSError as error:
+        raise SettingsError("the working folder is no longer there; change to another (cd ~)") from error
+    files = (folder / "settings.ini" for folder in (place, *place.parents))
+    return next((file for file in files if os.path.isfile(file) and _ours(file)), None)
 
 # %% ../nbs/module/01_settings.ipynb #a512f876
+_QUOTED = re.compile(r"""(?:"([^"]*)"|'([^']*)'|“([^”]*)”)\s*(?:[#;].*)?""", re.DOTALL)
+
+def _bare(text: str, path: bool) -> str:
+    "A value without its comment and its quotes."
+    if found := _QUOTED.fullmatch(text):
+        return next(part for part in found.groups() if part is not None)
+    if path and os.path.exists(os.path.expanduser(text)):
+        return text
+    return re.split(r"(?:^|\s)[#;](?:\s|$)" if path else r"(?:^|\s)[#;]", text, maxsplit=1)[0].strip()
+
 def _parsed(file: Path) -> configparser.ConfigParser:
     "The file's sections, or a SettingsError."
-    parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#", ";"))
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
-        parser.read_string(file.read_text(encoding="utf-8-sig"))
+        data = file.read_bytes()
+        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff") # what Windows' editor calls Unicode
+        parser.read_string(data.decode("utf-16" if wide else "utf-8-sig"))
     except (configparser.Error, UnicodeDecodeError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SettingsError(f"{file}: not a settings file ({reason}); see settings.ini in the repository") from None
+        reason = shown(str(error).splitlines()[0]) if str(error) else type(error).__name__
+        raise SettingsError(f"{shown(file)}: not a settings file ({reason}); write lines such as seed = 42 under "
+                            "[run], in UTF-8") from error
     return parser
 
+def _unknown(file: Path, section: str, key: str) -> SettingsError:
+    "The error for a key that its section does not have."
+    known = {knob.name: knob.metadata["section"] for knob in fields(Settings)}
+    keys = ", ".join(k for k, s in known.items() if s == section) or "no keys of its own: name a section first"
+    near = _like(key, tuple(known))
+    hint = f"did you mean {near} in [{known[near]}]? " if near else ""
+    what = f"unknown setting [{shown(section)}] {shown(key)}"
+    return SettingsError(f"{shown(file)}: {what}; {hint}this section has {keys}")
+
+# %% ../nbs/module/01_settings.ipynb #6f8ba093
 def read_file(
     file: str | Path, # A settings.ini
 ) -> dict[str, str]: # Knob → its text in the file
     "Read the knobs that a file sets; an unknown section or key is a SettingsError."
-    file, found = Path(file), {}
-    known = {knob.name: knob.metadata["section"] for knob in fields(Settings)}
-    for section, values in _parsed(file).items():
-        if section not in {"DEFAULT", *known.values()}:
-            raise SettingsError(f"{file}: unknown section [{section}]; there are {', '.join(dict.fromkeys(known.values()))}")
+    file, found = as_path(file, "file"), {}
+    known = {knob.name: knob.metadata for knob in fields(Settings)}
+    parser = _parsed(file)
+    for section in parser.sections():
+        values = dict(parser[section])
+        if section == "DEFAULT" and not any(_like(key, tuple(known)) for key in values):
+            continue # another tool keeps its keys there, in the same file
+        if section not in ("DEFAULT", *SECTIONS):
+            raise SettingsError(f"{shown(file)}: unknown section [{shown(section)}]; there are {', '.join(SECTIONS)}")
         for key, text in values.items():
-            if known.get(key) != section:
-                keys = ", ".join(k for k, s in known.items() if s == section) or "no keys of its own: name a section first"
-                raise SettingsError(f"{file}: unknown setting [{section}] {key}; this section has {keys}")
-            found[key] = text
+            if key not in known or known[key]["section"] != section:
+                raise _unknown(file, section, key)
+            found[key] = _bare(text, known[key]["path"])
     return found
 
-# %% ../nbs/module/01_settings.ipynb #6f8ba093
 def read_settings(
     start: str | Path = ".", # Where to look for settings.ini first
     **arguments: Any, # Knobs set by the caller; None means not set
@@ -156,14 +265,15 @@ def read_settings(
     "Resolve the settings: an argument wins over the file, the file over the default."
     file = find_settings(start)
     found: dict[str, Any] = read_file(file) if file else {}
-    unknown = set(arguments) - {knob.name for knob in fields(Settings)}
-    if unknown:
-        names = ", ".join(knob.name for knob in fields(Settings))
-        raise SettingsError(f"unknown setting {', '.join(sorted(unknown))}; there are {names}")
+    names = [knob.name for knob in fields(Settings)]
+    if unknown := sorted(set(arguments) - set(names)):
+        near = [_like(name, tuple(names)) for name in unknown]
+        hint = f"did you mean {', '.join(filter(None, near))}? " if any(near) else ""
+        raise SettingsError(f"unknown setting {', '.join(unknown)}; {hint}there are {', '.join(names)}")
     try:
         settings = Settings(**found)
     except SettingsError as error:
-        raise SettingsError(f"{file}: {error}") from None
+        raise SettingsError(f"{shown(file)}: {error}") from error
     return replace(settings, **{name: value for name, value in arguments.items() if value is not None})
 
 # %% ../nbs/module/01_settings.ipynb #60789a9c
@@ -172,6 +282,7 @@ def pick_device(
 ) -> Any: # A torch.device that is really there
     "Choose the device to compute on; raises DeviceError when it is not there."
     import torch
+    name = str(name) # a torch.device says its own name
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
