@@ -16,7 +16,7 @@ import tl_tutorial
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tl_tutorial"
-ORDER = ["settings", "figures", "exercises", "datasets", "pixels", "folder", "report", "batches", "efficientnet", "backbones", "freezing", "metrics", "checkpoints", "steps", "training", "material", "recipes", "explaining", "classifier", "fine_tuning", "cli", "claims"]
+ORDER = ["settings", "figures", "exercises", "datasets", "pixels", "folder", "report", "batches", "efficientnet", "weights", "network", "own", "backbones", "freezing", "metrics", "checkpoints", "steps", "training", "material", "recipes", "explaining", "classifier", "fine_tuning", "cli", "claims"]
 NO_TORCH = {"settings", "figures", "exercises", "datasets", "pixels", "folder", "report", "metrics", "cli", "claims"}
 
 

@@ -5,10 +5,10 @@
 # %% ../nbs/module/13_checkpoints.ipynb #e0d68b46
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 
 from .pixels import shown
 from .settings import ModelError, TrainingError
+from .weights import fingerprint as _fingerprint
 
 # %% auto #0
 __all__ = ['write_file', 'read_file', 'store', 'restore']
@@ -64,20 +65,14 @@ def write_file(
     from safetensors.torch import save
     path = Path(path)
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    places = Counter(value.data_ptr() for value in plain.values())
+    plain = {name: value.clone() if places[value.data_ptr()] > 1 else value for name, value in plain.items()} # tied
     text = json.dumps(metadata)
     try:
         _commit(save(plain, {"tl_tutorial": text, "sha256": _fingerprint(plain, text)}), path)
     except OSError as error:
         raise TrainingError(f"{shown(path)}: cannot be saved ({error.strerror or error}); "
                             "free some space or choose another place; an older file there is untouched") from None
-
-def _fingerprint(tensors: dict[str, torch.Tensor], text: str) -> str:
-    "SHA-256 of everything in a file: its description and, in the order of their names, its tensors."
-    found = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
-    for name, value in sorted(tensors.items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode("utf-8", "surrogatepass"))
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 # %% ../nbs/module/13_checkpoints.ipynb #9aa658b8
 def read_file(
