@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .backbones import Network, blocks
+from .backbones import Network
 from .batches import Batches
 from .folder import Item, digest
-from .freezing import freeze, freeze_statistics
+from .freezing import freeze_start, freeze_statistics
 from .material import Material
 from .settings import Settings, TrainingError
 from .steps import Run, balance, half_precision, in_parts, losses, quick_format
@@ -124,9 +124,7 @@ def probe_then_tune(
     if network.pretrained:
         resumed = resume and folder is not None and any(folder.glob("state*.safetensors"))
         row = None if resumed else probe(network, material, settings)
-        parts = blocks(network.body)
-        for part in parts[:round(len(parts) * (1 - settings.tuned))]:
-            freeze(part)
+        freeze_start(network.body, settings.tuned)
         freeze_statistics(network)
     else: # a long memory suits finished statistics; new ones must follow the weights, or evaluation lags behind
         for norm in (part for part in network.modules() if isinstance(part, _BatchNorm)):
