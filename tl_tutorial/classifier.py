@@ -197,7 +197,7 @@ def _described(classifier: Classifier) -> dict[str, Any]:
     return {"format": FORMAT, "classes": list(classifier.classes), "arch": network.arch, "features": network.head.in_features,
             "preprocess": asdict(network.preprocess), "size": classifier.size, "settings": asdict(classifier.settings),
             "history": classifier.history, "metrics": classifier.metrics, "temperature": classifier.temperature,
-            "interrupted": classifier.interrupted, "versions": versions}
+            "interrupted": classifier.interrupted, "pretrained": network.pretrained, "versions": versions}
 
 def _understood(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     "The description, its parts in the right types, or a ModelError."
@@ -213,7 +213,8 @@ def _understood(path: Path, found: dict[str, Any]) -> dict[str, Any]:
             raise ValueError("temperature")
         return {"classes": classes, "size": size, "arch": str(found["arch"]), "preprocess": Preprocess(**shape),
                 "settings": Settings(**found["settings"]), "history": list(found["history"]), "metrics": dict(found["metrics"]),
-                "temperature": temperature, "interrupted": bool(found["interrupted"])}
+                "temperature": temperature, "interrupted": bool(found["interrupted"]),
+                "pretrained": bool(found.get("pretrained", found["settings"]["weights"] != "none"))}
     except ModelError:
         raise
     except Exception as error: # a header written by someone else can hold anything
@@ -231,7 +232,7 @@ def load(
     kept = _understood(path, found)
     if kept["arch"] == "custom" and arch is None:
         raise ModelError(f"{shown(path)}: made from a module of your own; give it with arch=")
-    network = create(arch or kept["arch"], len(kept["classes"]), "none", preprocess=kept["preprocess"])
+    network = create(arch or kept["arch"], len(kept["classes"]), "none", preprocess=kept["preprocess"], pretrained=kept.pop("pretrained"))
     mine = network.state_dict()
     wrong = sorted(set(mine) ^ set(tensors)) or [n for n in mine if mine[n].shape != tensors[n].shape or mine[n].dtype != tensors[n].dtype]
     if wrong:
