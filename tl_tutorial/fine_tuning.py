@@ -16,18 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from .backbones import Network, create
+from .backbones import create
 from .classifier import Classifier
 from .folder import Folder
 from .material import Material, gather
 from .metrics import fit_temperature, wilson
+from .network import Network, Preprocess
 from .recipes import probe_then_tune
 from .settings import DeviceError, Settings, TLError, TrainingError, pick_device, read_settings
 from .steps import out_of_memory, predict_logits
 from .training import Event, Listener, Outcome, StopSignals
+from .weights import weights_file
 
 # %% auto #0
-__all__ = ['fine_tune', 'say']
+__all__ = ['fine_tune', 'started_from', 'say']
 
 # %% ../nbs/module/20_fine_tuning.ipynb #13c6cb39
 def _group(device: torch.device) -> tuple[torch.device, tuple[int, int]]:
@@ -61,6 +63,7 @@ def fine_tune(
     progress: bool = True, # Bars and one line per epoch on stderr
     listeners: Sequence[Listener] = (), # Called with each event
     stop: Callable[[], bool] | None = None, # Asked after every step; None listens for Ctrl-C and SIGTERM
+    preprocess: Preprocess | None = None, # What the weights of a module of your own expect; None means 0.5 and 0.5
     **knobs: Any, # Any other setting, e.g. lr=1e-3, weights="none", loss="mse"
 ) -> Classifier: # Trained, calibrated, ready to use
     "Fine-tune a pretrained network on a folder of labelled pictures; the best weights are kept."
@@ -69,10 +72,12 @@ def fine_tune(
     place, shard = _group(pick_device(settings.device))
     with StopSignals() if stop is None else nullcontext(stop) as asked, _explained(shard):
         with _at_once(asked):
-            body: Any = arch if isinstance(arch, nn.Module) else settings.arch
-            network = create(body, 2, settings.weights, settings.seed) # two classes until the folder is known
+            body: Any = arch if isinstance(arch, nn.Module) else started_from(arch, settings)
+            network = create(body, 2, settings.weights, settings.seed, preprocess) # two classes until the folder is known
+            if settings.size:
+                network.check_size(settings.size)
             material, _, classes = gather(folder, valid, settings, network.preprocess, place, shard, progress and shard[0] == 0)
-            network = _with_head(network, len(classes), settings.seed)
+            network = network.with_head(len(classes), settings.seed, classes)
         loud = [say] if progress and shard[0] == 0 else []
         kept = Path(checkpoint) if checkpoint is not None else None
         try:
@@ -124,11 +129,13 @@ def _judged(network: Network, material: Material, settings: Settings, outcome: O
                "best_epoch": outcome.best_epoch, "steps": outcome.steps}
     return metrics, fit_temperature(logits, material.valid_labels) if total >= 30 else 1.0
 
-def _with_head(network: Network, classes: int, seed: int) -> Network:
-    "The same body with a new head of the right width, drawn from the seed."
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Network(network.body, network.head.in_features, classes, network.preprocess, network.arch, network.pretrained)
+def started_from(
+    arch: str | None, # The name that was asked for
+    settings: Settings, # arch and weights
+) -> str | None: # None where the file of a classifier says which network it is
+    "A saved classifier knows its own network, unless another one was asked for."
+    file = weights_file(settings.weights) if arch is None and settings.arch == Settings().arch else None
+    return None if file else settings.arch
 
 def say(
     event: Event, # What happened
