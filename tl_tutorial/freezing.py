@@ -84,7 +84,7 @@ def layers(
     for row in found:
         new = [p for p in dict.fromkeys(row) if id(p) not in seen] # tied weights belong to their first place
         seen |= {id(p) for p in new}
-        if rows and not any(_mixes(p) for p in new): # a norm of its own belongs to the layer before it
+        if rows and not any(_mixes(p) for p in row): # a norm of its own belongs to the layer before it
             rows[-1] += new
         elif new:
             rows.append(new)
