@@ -201,7 +201,7 @@ def test_explain_takes_what_can_be_read_only_once(clf: tl.Classifier, root: Path
     lambda clf: clf.save(5), lambda clf: clf.save(None), lambda clf: clf.save(""), lambda clf: clf.save("a\0b"), lambda clf: clf.save(["a"]), lambda clf: clf.save("."),
     lambda clf: clf.export_onnx(None), lambda clf: clf.export_onnx("."), lambda clf: clf.evaluate(None), lambda clf: clf.evaluate(5), lambda clf: clf.evaluate(["a"]), lambda clf: clf.evaluate(""),
     lambda clf: tl.load(None), lambda clf: tl.load(True), lambda clf: tl.load("a\0b"), lambda clf: tl.load(""), lambda clf: tl.load("m", device=5), lambda clf: tl.load("m", arch="resnet18"),
-], ids=str)
+])
 def test_wrong_kinds_of_arguments_are_one_sentence(call: object, clf: tl.Classifier) -> None:
     with pytest.raises(tl.SettingsError) as caught:
         call(clf)

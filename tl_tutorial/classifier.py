@@ -195,7 +195,8 @@ def _described(classifier: Classifier) -> dict[str, Any]:
     return {"format": FORMAT, "classes": list(classifier.classes), "arch": network.arch,
             "features": network.head.in_features, "preprocess": asdict(network.preprocess), "size": classifier.size,
             "settings": asdict(classifier.settings), "history": classifier.history, "metrics": classifier.metrics,
-            "temperature": classifier.temperature, "interrupted": classifier.interrupted, "versions": versions}
+            "temperature": classifier.temperature, "interrupted": classifier.interrupted,
+            "pretrained": network.pretrained, "versions": versions}
 
 def _understood(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     "The description, its parts in the right types, or a ModelError."
@@ -214,7 +215,8 @@ def _understood(path: Path, found: dict[str, Any]) -> dict[str, Any]:
                 "preprocess": Preprocess(**{**found["preprocess"], "mean": mean, "std": std}),
                 "settings": Settings(**found["settings"]), "history": list(found["history"]),
                 "metrics": dict(found["metrics"]), "temperature": temperature,
-                "interrupted": bool(found["interrupted"])}
+                "interrupted": bool(found["interrupted"]),
+                "pretrained": bool(found.get("pretrained", found["settings"]["weights"] != "none"))}
     except Exception as error: # a header written by someone else can hold anything
         raise ModelError(f"{shown(path)}: {_misfit(found, error)}") from error
 
@@ -254,14 +256,16 @@ def load(
     if kept["arch"] == "custom" and arch is None:
         raise ModelError(f"{shown(path)}: made from a module of your own; load it in Python with arch= and that module")
     try:
-        network = create(arch or kept["arch"], len(kept["classes"]), "none", preprocess=kept["preprocess"])
+        network = create(arch or kept["arch"], len(kept["classes"]), "none", preprocess=kept["preprocess"],
+                         pretrained=kept["pretrained"])
     except ModelError as error:
         raise ModelError(f"{shown(path)}: {_misfit(found, error) if _newer(found) else error}") from error
     _check_tensors(path, kept["arch"], network.state_dict(), tensors)
     network.load_state_dict(tensors)
     place = pick_device(str(device))
     network.to(device=place, memory_format=quick_format(place)).eval()  # type: ignore[call-overload]
-    kept.pop("arch"), kept.pop("preprocess")
+    for name in ("arch", "preprocess", "pretrained"): # the network knows them
+        kept.pop(name)
     return Classifier(network, **kept)
 
 def _check_tensors(path: Path, arch: str, mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:

@@ -5,47 +5,116 @@
 # %% ../nbs/module/18_explaining.ipynb #1edc7bb1
 from __future__ import annotations
 
+import math
+import re
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .backbones import Network
+from .settings import ModelError
 
 # %% auto #0
-__all__ = ['grad_cam', 'overlay', 'nearest']
+__all__ = ['as_maps', 'evidence', 'grad_cam', 'overlay', 'nearest']
 
 # %% ../nbs/module/18_explaining.ipynb #bf5fa5fc
-def _last_maps(network: Network, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    "Logits, and the last output of the body that still has height and width."
-    caught: list[torch.Tensor] = []
-    mine = threading.get_ident()
-    def catch(_module: torch.nn.Module, _inputs: object, output: object) -> None:
-        here = threading.get_ident() == mine # another thread may use the network meanwhile
-        if here and isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
-            caught.append(output)
-    hooks = [part.register_forward_hook(catch) for part in network.body.modules()]
+@dataclass(frozen=True)
+class _Given:
+    "What one layer gave on the way."
+    output: torch.Tensor
+    inside: bool # Within an attention layer, where axes are heads and tokens
+
+def _watch(network: Network, images: torch.Tensor) -> tuple[torch.Tensor, list[_Given]]:
+    "Logits, and what the layers of the body gave, in the order of their use."
+    given: list[_Given] = []
+    me = threading.get_ident() # another thread may be using the same network
+    def hook(inside: bool) -> Any:
+        def catch(_module: nn.Module, _inputs: object, output: object) -> None:
+            if threading.get_ident() == me and isinstance(output, torch.Tensor) and output.requires_grad:
+                given.append(_Given(output, inside))
+        return catch
+    named = dict(network.body.named_modules())
+    attends = re.compile("att(entio)?n", re.IGNORECASE)
+    attention = [f"{name}." for name, part in named.items() if name and attends.search(type(part).__name__)]
+    hooks = [part.register_forward_hook(hook(name.startswith(tuple(attention)))) for name, part in named.items()]
     try:
-        logits = network(images)
+        return network(images), given
     finally:
-        for hook in hooks:
-            hook.remove()
-    if not caught:
-        raise ValueError("no feature map larger than one position; give larger images")
-    return logits, caught[-1]
+        for one in hooks:
+            one.remove()
+
+# %% ../nbs/module/18_explaining.ipynb #173fc80f
+def as_maps(
+    output: torch.Tensor, # What a layer gave
+    images: torch.Tensor, # [B, 3, H, W], what went in
+    patches: Sequence[int] = (), # Rows and columns of the last maps before it, from which tokens may come
+) -> torch.Tensor | None: # [B, C, h, w], or None where its axes are not those of a picture
+    "Read a layer's output as maps: [B, C, h, w] as it is, [B, h, w, C] turned, tokens [B, N, C] laid out in rows."
+    if output.ndim not in (3, 4) or output.shape[0] != len(images):
+        return None
+    if output.ndim == 4:
+        ways = [(_misfit(way.shape[2:], images), way) for way in (output, output.permute(0, 3, 1, 2))]
+        misfit, best = min(ways, key=lambda way: way[0])
+        return best if misfit <= 1 else None
+    tokens = output.shape[1]
+    rows = max(1, round((tokens * images.shape[2] / images.shape[3]) ** 0.5))
+    for grid, most in ((tuple(patches), 16), ((rows, tokens // rows), 0), ((rows, (tokens - 1) // rows), 1)):
+        extra = tokens - math.prod(grid) # a class token and registers stand before the grid
+        if len(grid) == 2 and 0 <= extra <= most and _misfit(grid, images) <= 1:
+            return output[:, extra:].transpose(1, 2).unflatten(2, grid)
+    return None
+
+def _misfit(sides: Sequence[int], images: torch.Tensor) -> float:
+    "By how many columns maps of these sides are off the shape of the pictures; infinite where they cannot be maps."
+    (down, across), (high, wide) = sides, images.shape[2:]
+    if not (1 < down <= high and 1 < across <= wide):
+        return math.inf
+    return abs(down * wide / high - across) * min(1, 8 / across)
+
+# %% ../nbs/module/18_explaining.ipynb #93e9951b
+def evidence(
+    network: Network, # In evaluation mode
+    images: torch.Tensor, # float [B, 3, H, W] in 0..1, with requires_grad
+    target: int | None = None, # Class index; None takes each image's own best class
+) -> tuple[torch.Tensor, torch.Tensor]: # Both [B, C, h, w]
+    "The last maps on which the answer depends, and the gradient of the answer there."
+    logits, given = _watch(network, images)
+    chosen = logits.argmax(1) if target is None else torch.full_like(logits[:, 0], target, dtype=torch.long)
+    score = logits.gather(1, chosen[:, None]).sum()
+    patches: list[Sequence[int]] = [()] # for each output, the sides of the last maps before it
+    for one in given:
+        found = None if one.inside or one.output.ndim != 4 else as_maps(one.output, images)
+        patches.append(patches[-1] if found is None else found.shape[2:])
+    for one, grid in zip(reversed(given), reversed(patches[:-1]), strict=True):
+        maps = None if one.inside else as_maps(one.output, images, grid)
+        if maps is None:
+            continue
+        gradient, = torch.autograd.grad(score, one.output, retain_graph=True, allow_unused=True)
+        slope = None if gradient is None else as_maps(gradient, images, grid)
+        if slope is not None and slope.any(): # behind the last attention, patches no longer reach the class token
+            return maps, slope
+    raise ModelError(f"{network.arch}: no layer on which its answer depends has the rows and columns of a picture of "
+                     f"{images.shape[2]} x {images.shape[3]} pixels, so Grad-CAM has nothing to show; give a larger "
+                     "picture, or train a network that keeps maps, such as efficientnet_lite0")
 
 def grad_cam(
-    network: Network, # Any CNN with a head
+    network: Network, # Body and head
     images: torch.Tensor, # float [B, 3, H, W] in 0..1
     target: int | None = None, # Class index; None explains each image's own best class
 ) -> torch.Tensor: # float [B, H, W], each map scaled to 0..1
-    "Where the network looks for a class (Selvaraju et al. 2017, arXiv:1610.02391)."
+    "Where the network looks for a class (Selvaraju et al. 2017, arXiv:1610.02391); ModelError where it has no maps."
+    if hasattr(network.body, "reroll"): # Hiera: its tokens stand in another order than that of rows
+        raise ModelError(f"{network.arch}: the order of its tokens is not that of the picture, so Grad-CAM would show "
+                         "nothing true; train another network, such as efficientnet_lite0, to see evidence")
     network.eval()
-    with torch.enable_grad():
-        logits, maps = _last_maps(network, images.detach().clone().requires_grad_(True))
-        chosen = logits.argmax(1) if target is None else torch.full_like(logits[:, 0], target, dtype=torch.long)
-        gradient, = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), maps)
+    with torch.inference_mode(False), torch.enable_grad():
+        maps, gradient = evidence(network, images.detach().clone().requires_grad_(True), target)
     heat = (gradient.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True).relu().detach()
     heat = F.interpolate(heat, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     return heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)

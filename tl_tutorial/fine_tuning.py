@@ -15,27 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from .backbones import Network, create
-from .classifier import Classifier, load
+from .backbones import create
+from .classifier import Classifier
 from .folder import Folder
 from .inference import ordinary, out_of_memory, predict_logits
 from .material import Material, gather
 from .metrics import fit_temperature, wilson
+from .network import Network, Preprocess
 from .pixels import shown
 from .processes import Peers, join
 from .recipes import probe_then_tune
 from .resuming import has_state, refuse_occupied
-from .settings import (DeviceError, ModelError, Settings, SettingsError, TLError, TrainingError, pick_device,
+from .settings import (DeviceError, Settings, SettingsError, TLError, TrainingError, pick_device,
                                   read_settings)
 from .training import Event, Listener, Outcome, StopSignals
+from .weights import weights_file
 
 log = logging.getLogger("tl_tutorial")
 
 # %% auto #0
-__all__ = ['log', 'fine_tune', 'say']
+__all__ = ['log', 'fine_tune', 'say', 'started_from']
 
 # %% ../nbs/module/20_fine_tuning.ipynb #13c6cb39
 def fine_tune(
@@ -52,6 +53,7 @@ def fine_tune(
     progress: bool = True, # Bars and one line per epoch on stderr
     listeners: Sequence[Listener] = (), # Called with each event
     stop: Callable[[], bool] | None = None, # Asked after every step; None listens for Ctrl-C, SIGTERM, SIGHUP
+    preprocess: Preprocess | None = None, # What the weights of a module of your own expect; None means 0.5 and 0.5
     **knobs: Any, # Any other setting, e.g. lr=1e-3, weights="mine.safetensors"
 ) -> Classifier: # Trained, calibrated, ready to use
     "Fine-tune a pretrained network on a folder of labelled pictures; the best weights are kept."
@@ -68,15 +70,18 @@ def fine_tune(
         with _at_once(asked):
             if shard[0] == 0: # the others may stand where there is no such folder
                 _look_at(kept, resume)
-            start, known = _start(arch, settings)
+            body: Any = arch if isinstance(arch, nn.Module) else started_from(arch, settings)
+            start = create(body, 2, settings.weights, settings.seed, preprocess) # two classes until the folder is known
+            if settings.size:
+                start.check_size(settings.size)
             material, _, classes = gather(folder, valid, settings, start.preprocess, place, shard,
                                           progress and shard[0] == 0)
-            network = _with_head(start, known, classes, settings.seed)
+            network = start.with_head(len(classes), settings.seed, classes)
         settings = replace(settings, arch=network.arch)
         heard = [*([say] if progress and shard[0] == 0 else []), *listeners]
         try:
             outcome = probe_then_tune(network, material, settings, heard, kept, resume, asked,
-                                      keep=set(classes) <= set(known))
+                                      keep=set(classes) <= set(start.known))
         except TrainingError as error: # what was learned so far is not lost
             error.classifier = Classifier(network.eval(), classes, material.size, settings)
             raise
@@ -139,40 +144,13 @@ def say(
                   file=sys.stderr)
 
 # %% ../nbs/module/20_fine_tuning.ipynb #93844f0a
-def _start(arch: str | nn.Module | None, settings: Settings) -> tuple[Network, tuple[str, ...]]:
-    "The network to start from, and the names of the classes that its head knows."
-    if not _is_ours(settings.weights):
-        body: Any = arch if isinstance(arch, nn.Module) else settings.arch
-        return create(body, 2, settings.weights, settings.seed), () # two classes until the folder is known
-    before = load(Path(settings.weights).expanduser(), "cpu", arch if isinstance(arch, nn.Module) else None)
-    if isinstance(arch, str) and arch != before.network.arch:
-        raise ModelError(f"{settings.weights}: this classifier was made with {before.network.arch}, not with {arch}; "
-                         "leave arch out, or give other weights")
-    before.network.pretrained = True
-    return before.network, before.classes
-
-def _is_ours(weights: str) -> bool:
-    "Is this a file of Classifier.save?"
-    from safetensors import SafetensorError, safe_open
-    file = Path(weights).expanduser()
-    if not file.is_file():
-        return False
-    with suppress(SafetensorError, OSError), safe_open(file, framework="pt") as found:
-        return "tl_tutorial" in (found.metadata() or {})
-    return False
-
-def _with_head(start: Network, known: tuple[str, ...], classes: tuple[str, ...], seed: int) -> Network:
-    "The same body with a head for these classes, drawn from the seed; rows of known classes are kept."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = Network(start.body, start.head.in_features, len(classes), start.preprocess, start.arch,
-                          start.pretrained)
-    with torch.no_grad():
-        for row, name in enumerate(classes):
-            if name in known:
-                network.head.weight[row] = start.head.weight[known.index(name)]
-                network.head.bias[row] = start.head.bias[known.index(name)]
-    return network
+def started_from(
+    arch: str | None, # The name that was asked for
+    settings: Settings, # arch and weights
+) -> str | None: # None where the file of a classifier says which network it is
+    "A saved classifier knows its own network, unless another one was asked for."
+    file = weights_file(settings.weights) if arch is None and settings.arch == Settings().arch else None
+    return None if file else settings.arch
 
 # %% ../nbs/module/20_fine_tuning.ipynb #f4a7978b
 def _no(name: str, value: Any, wanted: str) -> SettingsError:

@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .backbones import Network, blocks
 
 # %% auto #0
-__all__ = ['freeze', 'unfreeze', 'freeze_statistics', 'snapshot', 'check_frozen', 'parameter_groups']
+__all__ = ['SPAN', 'FEW', 'freeze', 'unfreeze', 'freeze_statistics', 'snapshot', 'check_frozen', 'layers', 'freeze_start',
+           'parameter_groups']
 
 # %% ../nbs/module/11_freezing.ipynb #aeb63cf1
 def _pinned(module: nn.Module, mode: bool = True) -> nn.Module:
@@ -66,32 +67,102 @@ def check_frozen(
     before: dict[str, torch.Tensor], # Its `snapshot` from earlier
 ) -> list[str]: # Names of the parameters and buffers that changed; empty when frozen
     "Which parameters and buffers changed since the snapshot?"
-    return [name for name, value in module.state_dict().items() if not torch.equal(value.to(before[name].device), before[name])]
+    now = module.state_dict()
+    return [name for name, old in before.items() if not torch.equal(now[name].to(old.device), old)]
 
-# %% ../nbs/module/11_freezing.ipynb #18827657
+# %% ../nbs/module/11_freezing.ipynb #b8165c37
+def layers(
+    body: nn.Module, # Without its head
+) -> list[list[nn.Parameter]]: # From the picture to the features; each parameter once
+    "The parameters of a body in the order of its depth: timm's own groups where they are fine enough, else its blocks."
+    found = [list(part.parameters()) for part in blocks(body)]
+    theirs = _timm_layers(body)
+    if len(theirs) >= min(8, len(found)):
+        found = theirs
+    seen: set[int] = set()
+    rows: list[list[nn.Parameter]] = []
+    for row in found:
+        new = [p for p in dict.fromkeys(row) if id(p) not in seen] # tied weights belong to their first place
+        seen |= {id(p) for p in new}
+        if rows and not any(_mixes(p) for p in row): # a norm of its own belongs to the layer before it
+            rows[-1] += new
+        elif new:
+            rows.append(new)
+    return rows
+
+def _timm_layers(body: nn.Module) -> list[list[nn.Parameter]]:
+    "The groups that timm itself names for this network; none for other networks."
+    matcher = getattr(body, "group_matcher", None)
+    if matcher is None or not type(body).__module__.startswith("timm."):
+        return []
+    from timm.models import group_parameters
+    named = dict(body.named_parameters())
+    try:
+        groups = group_parameters(body, matcher(coarse=False))
+    except (AssertionError, NotImplementedError, TypeError, KeyError): # some networks name none
+        return []
+    return [[named[name] for name in groups[number] if name in named] for number in sorted(groups)]
+
 def _mixes(parameter: nn.Parameter) -> bool:
     "Is it a matrix or a kernel, rather than one number per channel (a bias, a norm, ConvNeXt's layer scale)?"
     return parameter.numel() > max(parameter.shape, default=1)
 
+# %% ../nbs/module/11_freezing.ipynb #7a71cb3a
+def freeze_start(
+    body: nn.Module, # Without its head
+    tuned: float, # Share of its layers, from the end, that go on learning, in 0..1
+) -> nn.Module: # The same body
+    "Freeze the first layers of a body, tokens included; with any share above 0 at least the last one learns."
+    rows = layers(body)
+    count = min(round(len(rows) * (1 - tuned)), len(rows) - (tuned > 0))
+    still = {id(p) for row in rows[:count] for p in row}
+    if count: # what belongs to no layer, such as a class token, acts at the beginning
+        learning = {id(p) for row in rows[count:] for p in row}
+        still |= {id(p) for p in body.parameters() if id(p) not in learning}
+    for part in body.modules():
+        own = list(part.parameters())
+        if own and all(id(p) in still for p in own):
+            freeze(part)
+    for parameter in body.parameters():
+        if id(parameter) in still:
+            parameter.requires_grad_(False)
+    return body
+
+# %% ../nbs/module/11_freezing.ipynb #18827657
+SPAN = 17 # steps of decay from the last layer of a body to its first
+FEW = 6 # layers, up to which each is one step
+
 def parameter_groups(
     network: Network, # Body and head
     lr: float, # Peak learning rate of the head
-    decay_rate: float = 0.7, # A block's rate as a share of the next block's, in 0..1
+    decay_rate: float = 0.7, # One step's share of the rate, in 0..1
     weight_decay: float = 0.01, # For weights; biases and norms get none
+    *,
+    steps: float | None = None, # From a body's last layer to its first; None: 17, or one per layer where these are few
 ) -> list[dict[str, Any]]: # For a torch optimiser; each group carries its `peak` rate and `name`
-    "One group per block and kind, with rates that shrink towards the picture; frozen parameters are left out."
-    parts: list[nn.Module] = [*blocks(network.body), network.head]
+    "One group per layer and kind, with rates that shrink towards the picture; frozen parameters are left out."
+    rows = layers(network.body)
+    owned = {id(p) for row in rows for p in row}
+    last = max(1, len(rows) - 1)
+    span = steps if steps is not None else last if len(rows) <= FEW else SPAN
+    rates = [lr * decay_rate ** (span * (len(rows) - 1 - place) / last) for place in range(len(rows))]
+    flat = _flat_names(network.body)
     groups = []
-    for distance, (number, part) in enumerate(reversed(list(enumerate(parts)))):
-        rate = lr * decay_rate ** max(0, distance - 1) # the head and the last block share the peak
-        learning = [p for p in part.parameters() if p.requires_grad]
-        for name, chosen, pull in (("weights", [p for p in learning if _mixes(p)], weight_decay),
-                                   ("biases and norms", [p for p in learning if not _mixes(p)], 0.0)):
+    head = [p for p in network.head.parameters() if id(p) not in owned]
+    for number, rate, row in reversed([*zip(range(len(rows)), rates, rows, strict=True), (len(rows), lr, head)]):
+        learning = [p for p in row if p.requires_grad]
+        pulled = {id(p) for p in learning if _mixes(p) and id(p) not in flat}
+        for name, chosen, pull in (("weights", [p for p in learning if id(p) in pulled], weight_decay),
+                                   ("biases and norms", [p for p in learning if id(p) not in pulled], 0.0)):
             if chosen and rate > 0:
-                groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": pull, "name": f"{number} {name}"})
-    known = {id(p) for part in parts for p in part.parameters()} # a transformer's tokens belong to no part: they learn like the first one
-    loose = [p for p in network.body.parameters() if p.requires_grad and id(p) not in known]
-    first = lr * decay_rate ** max(0, len(parts) - 2)
-    if loose and first > 0 and any(p.requires_grad for p in parts[0].parameters()):
-        groups.append({"params": loose, "lr": first, "peak": first, "weight_decay": 0.0, "name": "0 tokens"})
+                groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": pull,
+                               "name": f"{number} {name}"})
+    loose = [p for p in network.body.parameters() if p.requires_grad and id(p) not in owned] # a transformer's tokens
+    if loose and rates and rates[0] > 0 and any(p.requires_grad for p in rows[0]): # learn like the first layer
+        groups.append({"params": loose, "lr": rates[0], "peak": rates[0], "weight_decay": 0.0, "name": "0 tokens"})
     return groups
+
+def _flat_names(body: nn.Module) -> set[int]:
+    "Parameters that the network itself wants no pull on, such as learned positions."
+    named, ask = dict(body.named_parameters()), getattr(body, "no_weight_decay", None)
+    return {id(named[name]) for name in (ask() if callable(ask) else ()) if name in named}

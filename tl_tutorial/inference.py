@@ -5,19 +5,18 @@
 # %% ../nbs/module/145_inference.ipynb #f897f4e5
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from .backbones import Network
 from .batches import Batches
+from .network import ordinary as ordinary
 from .settings import DeviceError, Settings
 
 # %% auto #0
-__all__ = ['TOO_SMALL', 'quick_format', 'half_type', 'half_precision', 'ordinary', 'out_of_memory', 'in_parts', 'predict_logits',
-           'features']
+__all__ = ['TOO_SMALL', 'quick_format', 'half_type', 'half_precision', 'out_of_memory', 'in_parts', 'predict_logits', 'features']
 
 # %% ../nbs/module/145_inference.ipynb #9d86452b
 def quick_format(
@@ -42,24 +41,6 @@ def half_precision(
     "Autocast to the device's short numbers, where it has any."
     kind = half_type(device, settings)
     return torch.autocast(device.type, kind or torch.bfloat16, enabled=kind is not None)
-
-# %% ../nbs/module/145_inference.ipynb #b8f02298
-@contextmanager
-def ordinary() -> Iterator[None]: # Use as `with ordinary():`
-    "Inside, PyTorch's switches stand as in a fresh process; afterwards they are as they were."
-    kind = torch.get_default_dtype()
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        if torch.get_default_device().type != "cpu": # entered only then: it slows every call down
-            stack.enter_context(torch.device("cpu"))
-        if kind != torch.float32:
-            torch.set_default_dtype(torch.float32)
-            stack.callback(torch.set_default_dtype, kind)
-        yield
 
 # %% ../nbs/module/145_inference.ipynb #08ca6d4b
 TOO_SMALL = ("out of memory even with one image at a time; choose a smaller size, a smaller network, "

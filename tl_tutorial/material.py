@@ -21,7 +21,7 @@ from .batches import Batches, augmentation_for
 from .folder import Folder, Item, scan, split
 from .pixels import load_pixels, shown
 from .report import Report, check
-from .settings import DataError, DeviceError, ModelError, Settings, SettingsError, as_path
+from .settings import DataError, DeviceError, Settings, SettingsError, as_path
 
 log = logging.getLogger("tl_tutorial")
 
@@ -103,9 +103,10 @@ def pick_size(
 ) -> int: # Pixels
     "The side of the training images."
     if settings.size:
-        if settings.size < preprocess.least:
-            raise ModelError(f"size={settings.size}: this network needs at least {preprocess.least} pixels; raise size")
+        preprocess.check_size(settings.size)
         return settings.size
+    if preprocess.fixed:
+        return preprocess.size
     lowest = 96 if preprocess.size >= 128 else 32
     highest = max(preprocess.size, preprocess.least)
     return int(np.clip(32 * round(short_side / 32), max(lowest, preprocess.least), highest))

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .backbones import Network, blocks
+from .backbones import Network
 from .batches import Batches
 from .folder import Item, digest
-from .freezing import freeze, freeze_statistics
+from .freezing import freeze_start, freeze_statistics
 from .inference import features, quick_format
 from .material import Material
 from .processes import Peers
@@ -123,9 +123,7 @@ def _key(network: Network, material: Material, settings: Settings, folder: Path 
 def _prepare(network: Network, settings: Settings) -> None:
     "Choose what learns: all of a network at random weights; of a pretrained one the later blocks, without statistics."
     if network.pretrained:
-        parts = blocks(network.body)
-        for part in parts[:round(len(parts) * (1 - settings.tuned))]:
-            freeze(part)
+        freeze_start(network.body, settings.tuned)
         freeze_statistics(network)
         return
     # A long memory suits finished statistics; new ones must follow the weights, or evaluation lags behind.
