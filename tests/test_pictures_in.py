@@ -231,9 +231,10 @@ def test_the_remedy_for_large_pictures_works(photos: Path, own_place: Path) -> N
     SMOOTH.save(photos / "cat" / "large.png")
     (own_place / "settings.ini").write_text("[data]\nmax_megapixels = 0.1\n")
     settings = {"arch": "small_cnn", "weights": "none", "size": 32, "epochs": 0, "progress": False}
-    with pytest.raises(tl.DataError, match="large.png.*train with a larger max_megapixels"):
+    with pytest.raises(tl.DataError, match="large.png.*raise max_megapixels in settings.ini"):
         tl.fine_tune(photos, **settings)
-    clf = tl.fine_tune(photos, max_megapixels=0.2, **settings)
+    (own_place / "settings.ini").write_text("[data]\nmax_megapixels = 0.2\n")
+    clf = tl.fine_tune(photos, **settings)
     assert len(clf.predict(photos / "cat" / "large.png")) == 1
 
 

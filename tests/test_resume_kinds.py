@@ -294,7 +294,7 @@ def test_known_classes_keep_their_head_when_it_is_better(mine: Path, tmp_path: P
 
 
 def test_the_wrong_start_is_explained(mine: Path, tmp_path: Path, colours: Path) -> None:
-    with pytest.raises(tl.ModelError, match="made with small_cnn, not with resnet18; leave arch out"):
+    with pytest.raises(tl.ModelError, match="made from small_cnn for 3 classes, not from resnet18; give arch='small_cnn'"):
         tl.fine_tune(colours, arch="resnet18", weights=mine, **START)
     tl.fine_tune(colours, arch="small_cnn", weights=mine, **START) # said twice
     data = bytearray(mine.read_bytes())
@@ -316,7 +316,7 @@ def test_a_start_of_a_module_of_ones_own(colours: Path, tmp_path: Path) -> None:
     file = first.save(tmp_path / "own.safetensors")
     again = tl.fine_tune(colours, arch=own(), weights=file, **START)
     assert all(torch.equal(a, b) for a, b in zip(again.network.body.state_dict().values(), first.network.body.state_dict().values(), strict=True))
-    with pytest.raises(tl.ModelError, match="give it with arch="):
+    with pytest.raises(tl.ModelError, match="give that module with arch="):
         tl.fine_tune(colours, weights=file, **START)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import logging
+import os
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -175,9 +176,10 @@ def _few(names: tuple[str, ...]) -> str:
 def _limits(settings: Settings) -> Settings:
     "The classifier's settings, with the limits for pictures that a settings.ini of this place sets."
     try:
-        file = find_settings()
+        os.getcwd()
     except OSError: # the working folder was deleted
         return settings
+    file = find_settings()
     said: dict[str, Any] = dict(read_ini(file)) if file else {}
     return replace(settings, **{name: said[name] for name in ("cache_mb", "max_megapixels") if name in said})
 

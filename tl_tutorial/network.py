@@ -175,9 +175,10 @@ def trial(
                     numbers = {name: value.to(device) for name, value in state.items()}
                     found = functional_call(module, numbers, (torch.zeros(shape, device=device),))
                     return getattr(found, "shape", torch.Size()), ""
-                except MemoryError:
-                    raise
                 except Exception as error: # what somebody else's layers raise
+                    short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+                    if short: # says nothing of the network
+                        raise
                     reason = plain_reason(error)
     finally:
         for part, mode in modes:

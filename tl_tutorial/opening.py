@@ -82,7 +82,7 @@ def _opened(path: Path, stream: BinaryIO, max_megapixels: float) -> Image.Image:
     head = stream.read(512)
     stream.seek(0)
     kinds = [kind for kind in FORMATS if (kind != "HEIF" or media_kind(head) == "HEIF") and readable(kind)]
-    large, remedy = f"more than {max_megapixels:g} million", "make it smaller, or train with a larger max_megapixels"
+    large, remedy = f"more than {max_megapixels:g} million", "make it smaller, or raise max_megapixels in settings.ini"
     try:
         image = Image.open(stream, formats=kinds)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -27,7 +27,7 @@ log = logging.getLogger("tl_tutorial")
 __all__ = ['log', 'SIDES', 'body_of', 'bare', 'from_module']
 
 # %% ../nbs/module/107_own.ipynb #fc3c4518
-SIDES = (224, 256, 299, 384, 192, 160, 128, 112, 96, 64, 48, 32, 28)
+SIDES = (224, 256, 299, 384, 192, 160, 128, 112, 96, 64, 48, 32, 28, 24, 16, 8)
 
 def body_of(
     module: nn.Module, # A classification network of one's own; not changed

@@ -165,8 +165,8 @@ class Run:
         "The network's answers; a single picture may be too little for a BatchNorm layer that learns its statistics."
         try:
             return self.model(images)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
+        except (ValueError, TrainingError) as error: # the layer's own, or what the network made of it
+            if "more than 1 value per channel" not in f"{error} {error.__cause__}":
                 raise
             if self.parts > 1:
                 raise DeviceError(TOO_SMALL) from error

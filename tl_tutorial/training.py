@@ -154,7 +154,8 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread(): # elsewhere Python cannot set handlers
             known = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")) # Windows has no SIGHUP
             for number in (one for one in known if one is not None):
-                if signal.getsignal(number) is not signal.SIG_IGN: # e.g. nohup: a hang-up shall not matter
+                nohup = number not in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(number) is signal.SIG_IGN
+                if not nohup: # a background shell ignores Ctrl-C too, and it shall work all the same
                     self._old[number] = signal.signal(number, self._handle)
         return self
 
