@@ -140,9 +140,9 @@ def test_a_size_that_only_the_layers_know_is_refused() -> None:
 
 @pytest.mark.parametrize("arch", ["efficientnet_lite0", "resnet18"])
 def test_a_step_of_one_small_picture_is_one_sentence(arch: str, colours: Path) -> None:
-    with pytest.raises(tl.TrainingError, match="BatchNorm nothing to compare; choose another batch_size, above 1, or a larger size") as caught:
+    with pytest.raises(tl.SettingsError, match="batch_size = 1: one picture of 32 pixels .* raise batch_size, or size") as caught:
         tl.fine_tune(colours, arch=arch, weights="none", batch_size=1, **FAST)
-    assert isinstance(caught.value.__cause__, ValueError)
+    assert isinstance(caught.value.__cause__, tl.TrainingError) and isinstance(caught.value.__cause__.__cause__, ValueError)
 
 
 # ---- modules of one's own

@@ -128,7 +128,10 @@ class Network(nn.Module):
     def check_size(self, size: int) -> None: # Side of the images (pixels); raises ModelError
         "Refuse a side of pictures that this network cannot take, before any picture is decoded."
         self.preprocess.check_size(size)
-        reason = trial(self, torch.Size((2, 3, size, size)))[1]
+        try:
+            reason = trial(self, torch.Size((2, 3, size, size)))[1]
+        except (MemoryError, RuntimeError): # memory is short, which says nothing of the network
+            return
         if reason:
             raise ModelError(f"size={size}: {self.arch} cannot take pictures of this size ({reason}); "
                              f"its own is size={self.preprocess.size}")
