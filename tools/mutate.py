@@ -52,6 +52,10 @@ CONCERNED = {
     "metrics": "units_result oracles", "checkpoints": "units_result faults/test_checkpoints",
     "classifier": "units_result units_onnx second_reading", "steps": "units_learning second_reading",
     "training": "units_learning second_reading", "recipes": "units_learning second_reading", "fine_tuning": "units_learning second_reading",
+    "formats": "pictures_in", "opening": "pictures_in", "splits": "folders_in", "entries": "folders_in", "facts": "units_pictures pictures_in",
+    "weights": "backbone_kinds", "network": "units_network", "own": "backbone_kinds", "inference": "units_learning heads",
+    "processes": "units_learning distributed_kinds", "resuming": "units_learning resume_kinds", "files": "files_out", "answers": "answers",
+    "exporting": "units_onnx", "demo": "command_line", "streams": "command_line", "results": "files_out command_line",
 }
 OTHERWISE = "units_learning units_result units_network units_pictures" # for a room not named above
 SLOW = "not vgg16 and not a_world_without_torchrun and not report_draws_what_it_allowed"
