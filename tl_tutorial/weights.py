@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from .pixels import shown
 from .settings import ModelError, TLError
@@ -181,7 +182,11 @@ def versioned(
     "Some layers (MNASNet's) refuse a state that does not say from which version of their code it is."
     if getattr(state, "_metadata", None) is None:
         state = OrderedDict(state)
-        state._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+        known = module.state_dict()._metadata  # type: ignore[attr-defined]
+        counted = {name.rpartition(".")[0] for name in state if name.endswith("num_batches_tracked")}
+        norms = {name for name, part in module.named_modules() if isinstance(part, _NormBase)}
+        # BatchNorm's counter came with a later version: where it is missing, the file is of an earlier one
+        state._metadata = OrderedDict((name, said) for name, said in known.items() if name not in norms - counted)  # type: ignore[attr-defined]
     return state
 
 def fill(
