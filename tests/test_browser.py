@@ -98,6 +98,7 @@ def test_formulas_are_set(browser: Browser, address: tuple[str, list[str]]) -> N
     if site.katex_folder() is None:
         pytest.skip("no local KaTeX: formulas were not seen (npm install --no-save --prefix build katex@0.16.11)")
     page = browser.new_context().new_page()
+    listen(page, address[0], []) # fonts of other hosts are not waited for
     found = {}
     for name in address[1]:
         page.goto(f"{address[0]}/{name}", wait_until="load")
