@@ -21,6 +21,8 @@ __all__ = ['STAGES', 'LITE0_SHA256', 'SameConv', 'InvertedResidual', 'EfficientN
 # %% ../nbs/module/09_efficientnet.ipynb #f147248a
 class SameConv(nn.Conv2d):
     "Convolution with TensorFlow's SAME padding: output = ceil(input / stride)."
+    plain_weights = True # used as they are: a BatchNorm behind it can be folded in
+
     def forward(self, x: torch.Tensor) -> torch.Tensor: # [B, C, H, W] → [B, C', ceil(H/s), ceil(W/s)]
         kernel, stride = self.kernel_size[0], self.stride[0]
         if stride == 1: # the padding is symmetric, so the convolution can do it itself

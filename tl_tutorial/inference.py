@@ -5,10 +5,14 @@
 # %% ../nbs/module/145_inference.ipynb #f897f4e5
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .backbones import Network
 from .batches import Batches
@@ -16,7 +20,8 @@ from .network import ordinary as ordinary
 from .settings import DeviceError, Settings
 
 # %% auto #0
-__all__ = ['TOO_SMALL', 'quick_format', 'half_type', 'half_precision', 'out_of_memory', 'in_parts', 'predict_logits', 'features']
+__all__ = ['TOO_SMALL', 'HOOKS', 'AT_ONCE', 'quick_format', 'half_type', 'half_precision', 'out_of_memory', 'in_parts', 'folded',
+           'predict_logits', 'features']
 
 # %% ../nbs/module/145_inference.ipynb #9d86452b
 def quick_format(
@@ -70,20 +75,64 @@ def in_parts(
                 raise DeviceError(TOO_SMALL) from error
         parts *= 2
 
-# %% ../nbs/module/145_inference.ipynb #656feebb
+# %% ../nbs/module/145_inference.ipynb #fold0003
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+def _foldable(first: nn.Module, second: nn.Module) -> bool:
+    "Is this a convolution whose weights are used as they are, and a BatchNorm with finished statistics?"
+    plain = type(first) is nn.Conv2d or getattr(type(first), "plain_weights", False)
+    done = type(second) is nn.BatchNorm2d and not second.training and second.running_mean is not None
+    return plain and done and not any(getattr(part, name) for part in (first, second) for name in HOOKS)
+
+def _changed(module: nn.Module, **parts: Any) -> Any:
+    "A second module that shares everything with a first one but what is given."
+    twin = copy.copy(module)
+    twin.__dict__ = {**module.__dict__, **parts}
+    return twin
+
+def _fused(first: Any, second: Any) -> nn.Module:
+    "The convolution that does what a convolution and a BatchNorm did."
+    weight, bias = fuse_conv_bn_weights(first.weight, first.bias, second.running_mean, second.running_var, second.eps,
+                                        second.weight, second.bias)
+    return _changed(first, _parameters={"weight": weight, "bias": bias})
+
 @torch.no_grad()
-def _rows(network: torch.nn.Module, work: Callable[[torch.Tensor], torch.Tensor], batches: Batches,
-          settings: Settings) -> torch.Tensor:
+def folded(
+    network: nn.Module, # In evaluation mode; not changed
+) -> Any: # It shares what did not change; the network itself when there is nothing to fold
+    "A copy in which each BatchNorm has become part of the convolution before it (Jacob et al. 2017, arXiv:1712.05877)."
+    parts = {name: part and folded(part) for name, part in network._modules.items()}
+    if isinstance(network, nn.Sequential) and type(network).forward is nn.Sequential.forward:
+        for one, two in pairwise(list(parts)):
+            first, second = parts[one], parts[two]
+            if first and second and _foldable(first, second):
+                parts[one], parts[two] = _fused(first, second), nn.Identity()
+    same = all(part is network._modules[name] for name, part in parts.items())
+    return network if same else _changed(network, _modules=parts)
+
+# %% ../nbs/module/145_inference.ipynb #656feebb
+AT_ONCE = 2**18 # Pixels that a CPU looks at together: more than its cache can hold slow it down
+
+def _pieces(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    "A batch as the device likes it: whole on a GPU, a few pictures at a time on a CPU."
+    few = len(images) if images.device.type != "cpu" else max(1, AT_ONCE // (images.shape[-1] * images.shape[-2]))
+    return images.to(memory_format=quick_format(images.device)).split(few)
+
+@torch.no_grad()
+def _rows(work: Callable[[torch.Tensor], torch.Tensor], batches: Batches, settings: Settings) -> torch.Tensor:
     "What `work` says of every image, float32 on the CPU."
-    network.eval()
     short = half_type(batches.device, settings) == torch.float16
     found = []
-    for batch in batches.epoch():
-        images = batch.images.to(memory_format=quick_format(batches.device))
+    for images in (piece for batch in batches.epoch() for piece in _pieces(batch.images)):
         with half_precision(batches.device, settings):
             rows = in_parts(work, images)
         found.append(in_parts(work, images) if short and not rows.isfinite().all() else rows)
     return torch.cat(found).cpu()
+
+def _quick(network: nn.Module, device: torch.device) -> nn.Module:
+    "The network in evaluation mode, on a CPU with its BatchNorm folded in."
+    network.eval()
+    return folded(network) if device.type == "cpu" else network
 
 def predict_logits(
     network: torch.nn.Module, # Put into eval mode
@@ -91,7 +140,7 @@ def predict_logits(
     settings: Settings | None = None, # For mixed precision
 ) -> torch.Tensor: # float32 [N, C] on the CPU, in the order of the images
     "The logits of every image."
-    return _rows(network, network, batches, settings or Settings())
+    return _rows(_quick(network, batches.device), batches, settings or Settings())
 
 def features(
     network: Network, # Put into eval mode
@@ -99,4 +148,5 @@ def features(
     settings: Settings | None = None, # For mixed precision
 ) -> torch.Tensor: # float32 [N, F] on the CPU
     "The feature vector of every image; the body sees each image once."
-    return _rows(network, network.features, batches, settings or Settings())
+    body: Any = _quick(network, batches.device)
+    return _rows(body.features, batches, settings or Settings())
