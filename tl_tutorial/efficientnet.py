@@ -60,6 +60,8 @@ STAGES = ( # widening, channels, blocks, stride of the first block, kernel
 
 class EfficientNetLite0(nn.Module):
     "EfficientNet-Lite0 (Tan and Le 2019, arXiv:1905.11946, in Google's Lite variant)."
+    stages: tuple[tuple[int, ...], ...] = STAGES
+
     def __init__(
         self,
         classes: int = 1000, # Outputs; 0 leaves the classifier out
@@ -67,7 +69,7 @@ class EfficientNetLite0(nn.Module):
         super().__init__()
         self.stem = _unit(3, 32, 3, 2)
         blocks, inside = [], 32
-        for expand, outside, count, first, kernel in STAGES:
+        for expand, outside, count, first, kernel in self.stages:
             for k in range(count):
                 blocks.append(InvertedResidual(inside, outside, expand, kernel, first if k == 0 else 1))
                 inside = outside
