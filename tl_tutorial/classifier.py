@@ -158,10 +158,17 @@ class Classifier:
 
     def __repr__(self) -> str:
         valid = self.metrics.get("valid_accuracy")
-        judged = f", {valid:.3f} right on {self.metrics['valid_total']} validation images" if valid is not None else ""
+        judged = "" if valid is None else f", {valid:.3f} right {self._told()}"
         stopped = ", interrupted" if self.interrupted else ""
         return (f"Classifier({self.settings.arch}, {len(self.classes)} classes ({_few(self.classes)}), "
                 f"{self.size} pixels{judged}{stopped})")
+
+    def _told(self) -> str:
+        "On which pictures the accuracy was found."
+        total = self.metrics["valid_total"]
+        if self.metrics.get("judged") == "leave-one-out":
+            return f"leaving one out of {total} images after another"
+        return f"on {total} images set aside" if self.metrics.get("judged") == "set aside" else f"on {total} validation images"
 
     def _repr_html_(self) -> str: # Names are escaped
         from tl_tutorial.figures import embedded

@@ -48,7 +48,7 @@ def _train(args: argparse.Namespace) -> int:
         try:
             classifier = fine_tune(args.photos, valid=args.valid, arch=args.arch, epochs=args.epochs, size=args.size,
                                    seed=args.seed, device=args.device, on_bad=args.on_bad, weights=args.weights,
-                                   checkpoint=args.checkpoint, resume=args.resume, stop=asked)
+                                   checkpoint=args.checkpoint, resume=args.resume, stop=asked, minutes=args.minutes)
             if first:
                 finish(classifier, out)
         except TrainingError as error:
@@ -196,9 +196,10 @@ def _train_arguments(train: argparse.ArgumentParser) -> None:
     train.add_argument("photos", metavar="PHOTOS", help="labelled folder")
     train.add_argument("--out", metavar="M.safetensors", required=True, help="the file to write")
     train.add_argument("--valid", metavar="DIR", help="validation folder; else part of each class is set aside")
-    train.add_argument("--arch", metavar="A", help="efficientnet_lite0, small_cnn, a torchvision name, or timm:NAME")
+    train.add_argument("--arch", metavar="A", help="panel, efficientnet_lite0, small_cnn, a torchvision name, timm:NAME")
     train.add_argument("--weights", metavar="W", help="default, none, a torchvision weights name, or a file")
     train.add_argument("--epochs", metavar="N", type=int, help="fine-tuning epochs after the head is fitted")
+    train.add_argument("--minutes", metavar="M", type=float, help="time for the automatic recipe")
     train.add_argument("--size", metavar="PX", type=int, help="side of the training images (pixels)")
     train.add_argument("--seed", metavar="N", type=int, help="same seed, same weights on the CPU (default: 42)")
     train.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps")

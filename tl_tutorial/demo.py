@@ -39,7 +39,7 @@ def demo(
     print(check(folder), flush=True)
     with StopSignals() as asked:
         began = time.monotonic()
-        tuned = fine_tune(folder, epochs=epochs, seed=seed, stop=asked)
+        tuned = fine_tune(folder, arch="efficientnet_lite0", epochs=epochs, seed=seed, stop=asked)
         spent = time.monotonic() - began
         if asked.signal:
             tuned.save(out)

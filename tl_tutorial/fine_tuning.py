@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from .automatic import SIZES, automatic
 from .backbones import create
 from .classifier import Classifier
 from .folder import Folder
@@ -42,8 +44,8 @@ __all__ = ['log', 'fine_tune', 'say', 'started_from']
 def fine_tune(
     folder: str | Path | Folder, # folder/CLASS/*.jpg, or with train/ and valid/ above the classes
     valid: str | Path | Folder | None = None, # Validation folder; None sets part of each class aside
-    arch: str | nn.Module | None = None, # Backbone; None takes efficientnet_lite0 or what settings.ini says
-    epochs: int | None = None, # Fine-tuning epochs after the probe; None lets the size of the data decide
+    arch: str | nn.Module | None = None, # Backbone; None lets the evidence choose, or what settings.ini says
+    epochs: int | None = None, # Fine-tuning epochs after the head; 0: the head alone; None lets the data decide
     size: int | None = None, # Side of the images (pixels); None lets the data decide
     seed: int | None = None, # Same seed and threads, same weights on the CPU; None is 42 or settings.ini's
     device: str | None = None, # auto, cpu, cuda, cuda:N or mps; None is auto or what settings.ini says
@@ -57,6 +59,7 @@ def fine_tune(
     **knobs: Any, # Any other setting, e.g. lr=1e-3, weights="mine.safetensors"
 ) -> Classifier: # Trained, calibrated, ready to use
     "Fine-tune a pretrained network on a folder of labelled pictures; the best weights are kept."
+    began = time.perf_counter()
     paths = {"folder": folder, "valid": valid, "checkpoint": checkpoint}
     _check_kinds(paths, arch, knobs.get("weights"), {"resume": resume, "progress": progress}, listeners, stop)
     if resume and checkpoint is None:
@@ -65,27 +68,54 @@ def fine_tune(
     settings = read_settings(arch=name, epochs=epochs, size=size, seed=seed, device=device, on_bad=on_bad, **knobs)
     kept = None if checkpoint is None else Path(checkpoint).expanduser()
     place, shard = join(pick_device(settings.device))
+    heard = [*([say] if progress and shard[0] == 0 else []), *listeners]
     with (ordinary(), StopSignals() if stop is None else nullcontext(stop) as asked, _explained(),
           Peers(shard, place).together()):
-        with _at_once(asked):
-            if shard[0] == 0: # the others may stand where there is no such folder
-                _look_at(kept, resume)
-            body: Any = arch if isinstance(arch, nn.Module) else started_from(arch, settings)
-            start = create(body, 2, settings.weights, settings.seed, preprocess) # two classes until the folder is known
-            if settings.size:
-                start.check_size(settings.size)
-            material, _, classes = gather(folder, valid, settings, start.preprocess, place, shard,
-                                          progress and shard[0] == 0)
-            network = start.with_head(len(classes), settings.seed, classes)
-        settings = replace(settings, arch=network.arch)
-        heard = [*([say] if progress and shard[0] == 0 else []), *listeners]
-        try:
-            outcome = probe_then_tune(network, material, settings, heard, kept, resume, asked,
-                                      keep=set(classes) <= set(start.known))
-        except TrainingError as error: # what was learned so far is not lost
-            error.classifier = Classifier(network.eval(), classes, material.size, settings)
-            raise
-        metrics, temperature = _judged(network.eval(), material, settings, outcome)
+        if shard[0] == 0: # the others may stand where there is no such folder
+            _look_at(kept, resume)
+        if _chooses(arch, settings, shard):
+            return _automatic(folder, valid, settings, place, heard, kept, resume, asked, progress, began)
+        return _named(folder, valid, arch, settings, preprocess, place, shard, heard, kept, resume, asked, progress)
+
+def _chooses(arch: Any, settings: Settings, shard: tuple[int, int]) -> bool:
+    "Has nobody chosen a network, weights, or another loss? Several processes share one network's steps only."
+    return arch in (None, "auto") and settings.arch == "auto" and settings.weights == "default" \
+        and settings.loss == "cross_entropy" and shard[1] == 1
+
+def _automatic(folder: Any, valid: Any, settings: Settings, place: Any, heard: list[Listener], kept: Path | None,
+               resume: bool, asked: Callable[[], bool], progress: bool, began: float) -> Classifier:
+    "The way without a network that somebody named: the evidence chooses."
+    with _at_once(asked):
+        largest = settings.size or SIZES[-1]
+        first = Network(nn.Flatten(), 1, 2, Preprocess())
+        first.preprocess.check_size(largest)
+        material, _, classes = gather(folder, valid, replace(settings, size=largest), first.preprocess, place, (0, 1),
+                                      progress, whole=True)
+    tell = (lambda line: _print(line)) if progress else log.info
+    chosen = automatic(material, settings, heard, kept, resume, asked, tell=tell, began=began)
+    return Classifier(chosen.network, classes, chosen.material.size, replace(settings, arch=chosen.network.arch),
+                      chosen.history, chosen.metrics, chosen.temperature, chosen.interrupted)
+
+def _named(folder: Any, valid: Any, arch: Any, settings: Settings, preprocess: Preprocess | None, place: Any,
+           shard: tuple[int, int], heard: list[Listener], kept: Path | None, resume: bool, asked: Callable[[], bool],
+           progress: bool) -> Classifier:
+    "The way with one network: fit its head, fine-tune it, keep the best weights."
+    with _at_once(asked):
+        body: Any = arch if isinstance(arch, nn.Module) else started_from(arch, settings)
+        start = create(body, 2, settings.weights, settings.seed, preprocess) # two classes until the folder is known
+        if settings.size:
+            start.check_size(settings.size)
+        material, _, classes = gather(folder, valid, settings, start.preprocess, place, shard,
+                                      progress and shard[0] == 0)
+        network = start.with_head(len(classes), settings.seed, classes)
+    settings = replace(settings, arch=network.arch)
+    try:
+        outcome = probe_then_tune(network, material, settings, heard, kept, resume, asked,
+                                  keep=set(classes) <= set(start.known))
+    except TrainingError as error: # what was learned so far is not lost
+        error.classifier = Classifier(network.eval(), classes, material.size, settings)
+        raise
+    metrics, temperature = _judged(network.eval(), material, settings, outcome)
     return Classifier(network, classes, material.size, settings, outcome.history, metrics, temperature,
                       outcome.interrupted)
 
@@ -139,9 +169,12 @@ def say(
         row = event.row
         judged = "valid_loss" in row
         valid = f", validation {row['valid_loss']:.3f}, {row['valid_accuracy']:.3f} right" if judged else ""
-        with suppress(OSError): # nobody reads it any more, e.g. after a lost connection
-            print(f"epoch {row['epoch']}: training loss {row['train_loss']:.3f}{valid}, {row['seconds']:.1f} s",
-                  file=sys.stderr)
+        _print(f"epoch {row['epoch']}: training loss {row['train_loss']:.3f}{valid}, {row['seconds']:.1f} s")
+
+def _print(line: str) -> None:
+    "A line on stderr."
+    with suppress(OSError): # nobody reads it any more, e.g. after a lost connection
+        print(line, file=sys.stderr)
 
 # %% ../nbs/module/20_fine_tuning.ipynb #93844f0a
 def started_from(
@@ -150,7 +183,7 @@ def started_from(
 ) -> str | None: # None where the file of a classifier says which network it is
     "A saved classifier knows its own network, unless another one was asked for."
     file = weights_file(settings.weights) if arch is None and settings.arch == Settings().arch else None
-    return None if file else settings.arch
+    return None if file else settings.arch if settings.arch != "auto" else "efficientnet_lite0"
 
 # %% ../nbs/module/20_fine_tuning.ipynb #f4a7978b
 def _no(name: str, value: Any, wanted: str) -> SettingsError:

@@ -41,6 +41,7 @@ class Material:
     device: Any = "cpu" # Where to compute
     shard: tuple[int, int] = (0, 1) # This process's number, and how many there are
     names: Sequence[str] = field(default=()) # What the training images are called
+    groups: np.ndarray | None = None # int64 [N]: equal and nearly equal training images have the same number
 
     def train(self, settings: Settings, still: bool = False) -> Batches: # Augmented, or still
         "Training batches; `still` means fixed order and centre crop."
@@ -153,11 +154,13 @@ def gather(
     device: Any = "cpu", # Where to compute
     shard: tuple[int, int] = (0, 1), # This process's number, and how many there are
     progress: bool = False, # Show bars on stderr
+    *,
+    whole: bool = False, # Set no validation pictures aside; those of the folder's own `valid` stay what they are
 ) -> tuple[Material, Report, tuple[str, ...]]: # The material, what was found, class names in order
     "Check a folder, set validation pictures aside by class, decode everything once."
     found = merged(folder, valid)
     report = check(found, settings.max_megapixels, progress)
-    parts = _parts(found, report, refuse_or_skip(report, settings), settings)
+    parts = _parts(found, report, refuse_or_skip(report, settings), settings, whole)
     side = pick_size(settings, report.sizes[1], preprocess)
     stored = -(-side * 8 // 7) # a little larger than the crop, as 256 is to 224
     total = sum(map(len, parts))
@@ -167,10 +170,23 @@ def gather(
     number = {name: row for row, name in enumerate(classes)}
     labels, valid_labels = (np.array([number[item.label] for item in part], np.int64) for part in (train, aside))
     names = [shown(item.path) for item in train]
-    material = Material(images, labels, valid_images, valid_labels, side, len(classes), device, shard, names)
+    material = Material(images, labels, valid_images, valid_labels, side, len(classes), device, shard, names,
+                        _alike(train, report))
     return material, report, classes
 
-def _parts(found: Folder, report: Report, skip: set[str], settings: Settings) -> tuple[list[Item], list[Item]]:
+def _alike(items: Sequence[Item], report: Report) -> np.ndarray:
+    "Numbers of groups: pictures that `check` found to be equal or nearly so, in chains, share one."
+    rows = {str(item.path): row for row, item in enumerate(items)}
+    number = np.arange(len(items))
+    for problem in report.problems:
+        pair = [rows[name] for name in (problem.path, problem.other) if name in rows]
+        if problem.kind in ("duplicate", "near duplicate", "two labels") and len(pair) == 2:
+            low, high = sorted(int(number[row]) for row in pair)
+            number[number == high] = low
+    return number
+
+def _parts(found: Folder, report: Report, skip: set[str], settings: Settings,
+           whole: bool) -> tuple[list[Item], list[Item]]:
     "The pictures to train on, and those for validation."
     items = [item for item in found.items if str(item.path) not in skip and item.split != "test"]
     train = [item for item in items if item.split in ("", "train")]
@@ -181,7 +197,8 @@ def _parts(found: Folder, report: Report, skip: set[str], settings: Settings) ->
     if not aside:
         train = _enough(train, report, settings)
         _classes(found, train, [])
-        train, aside = map(list, split(train, settings.valid_fraction, settings.seed, digests=report.digests))
+        if not whole:
+            train, aside = map(list, split(train, settings.valid_fraction, settings.seed, digests=report.digests))
     _classes(found, train, aside)
     return train, aside
 
