@@ -18,12 +18,19 @@ os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 sys.path.insert(0, str(TESTS))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    "See tests/seconds.py."
+    parser.addoption("--keep-seconds", metavar="FILE", help="write the seconds of each notebook, file and test to FILE, as JSON")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     "Of another library's message only its type is compared, and notebooks get kernels that are forked where that can be."
     if getattr(config.option, "nbval_sanitize_with", "") is None:
         config.option.nbval_sanitize_with = str(TESTS / "foreign_messages.cfg") # from whatever folder pytest is started
     config.option.loadscopereorder = False # the order below, not that of pytest-xdist
     from forked_kernels import forked_kernels
+    from seconds import Seconds
+    config.pluginmanager.register(Seconds(config), "seconds")
     UNTIL_THE_END.enter_context(forked_kernels())
 
 

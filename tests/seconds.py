@@ -1,0 +1,89 @@
+"""Where the seconds of a test run went: printed at its end, by part, by notebook and by test file.
+
+Two numbers for each: the seconds that passed while its tests ran, and the *core seconds*, the processor time that they used. The
+second hardly changes when something else is busy on the machine, so the budgets of `tools/times.py` are about it. Processor time
+is that of the process that runs the test, of those it has waited for, of the notebook's kernel, and of forked commands.
+`--keep-seconds FILE` writes the table as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import forked_kernels
+import psutil
+import pytest
+
+LINES = 12 # as many pages and files are named on the screen
+
+
+def used(pid: int | None = None) -> float:
+    "Core seconds of a process and of the children it has waited for; 0.0 where it has ended."
+    try:
+        return sum(psutil.Process(pid).cpu_times()[:4])
+    except psutil.Error:
+        return 0.0
+
+
+def kernel(item: pytest.Item) -> int | None:
+    "The process of the kernel that runs a notebook's cell."
+    manager = getattr(getattr(item.parent, "kernel", None), "km", None)
+    return getattr(getattr(getattr(manager, "provisioner", None), "process", None), "pid", None)
+
+
+class Seconds:
+    "A plugin of pytest: every worker measures, the process that they report to adds up."
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.here, self.there = used(), dict[int, float]()
+        self.spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self.cells: dict[str, list[float]] = {}
+        self.kept = config.getoption("keep_seconds")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        "Note the core seconds since the report before this one."
+        report = yield
+        here, commands = used(), forked_kernels.SPENT.pop() if forked_kernels.SPENT else 0.0
+        report.core_seconds = here - self.here + commands
+        self.here, pid = here, kernel(item)
+        if pid is not None:
+            before = self.there.get(pid, 0.0)
+            self.there[pid] = max(used(pid), before) # it has ended when the last cell's report is made
+            report.core_seconds += self.there[pid] - before
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        "Add one report to its file's seconds."
+        for table, name in ((self.spent, report.nodeid.split("::")[0]), (self.cells, report.nodeid)):
+            row = table.setdefault(name, [0.0, 0.0])
+            row[0] += report.duration
+            row[1] += getattr(report, "core_seconds", 0.0)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        "Print the table, the dearest first."
+        if self.kept:
+            Path(self.kept).write_text(json.dumps({"files": self.spent, "tests": self.cells}, indent=0))
+        if sum(seconds for seconds, _ in self.spent.values()) < 30:
+            return
+        terminalreporter.write_sep("=", "where the seconds went: passed, and used on a core")
+        for rows in (parts(self.spent), self.spent):
+            dearest = sorted(rows.items(), key=lambda row: -row[1][1])
+            for name, (seconds, cores) in dearest[:LINES]:
+                terminalreporter.write_line(f"{seconds:7.1f} s {cores:7.1f} s  {name}")
+            if left := dearest[LINES:]:
+                total = [sum(row[column] for _, row in left) for column in (0, 1)]
+                terminalreporter.write_line(f"{total[0]:7.1f} s {total[1]:7.1f} s  {len(left)} others")
+
+
+def parts(spent: dict[str, list[float]]) -> dict[str, list[float]]:
+    "The seconds of each part of the course, of the Python tests, and of all."
+    found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for name, row in spent.items():
+        for part in (name.rsplit("/", 1)[0] + "/", "all"):
+            found[part] = [a + b for a, b in zip(found[part], row, strict=True)]
+    return found
