@@ -2,13 +2,15 @@
 
 Two numbers for each: the seconds that passed while its tests ran, and the *core seconds*, the processor time that they used. The
 second hardly changes when something else is busy on the machine, so the budgets of `tools/times.py` are about it. Processor time
-is that of the process that runs the test, of those it has waited for, of the notebook's kernel, and of forked commands.
+is that of the process that runs the test and of all below it, of the notebook's kernel, and of forked commands.
 `--keep-seconds FILE` writes the table as JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
@@ -21,12 +23,19 @@ import pytest
 LINES = 12 # as many pages and files are named on the screen
 
 
-def used(pid: int | None = None) -> float:
-    "Core seconds of a process and of the children it has waited for; 0.0 where it has ended."
-    try:
-        return sum(psutil.Process(pid).cpu_times()[:4])
-    except psutil.Error:
-        return 0.0
+def living(pid: int) -> list[int]:
+    "A process and all below it; where the system has no such list (only Linux has), the process alone."
+    below = (int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split())
+    return [pid, *(each for child in below for each in living(child))]
+
+
+def used(pid: int) -> float:
+    "Core seconds of a process and of all below it: what has ended is counted with the one who waited for it."
+    total = 0.0
+    with contextlib.suppress(OSError, psutil.Error): # it has ended
+        for each in living(pid):
+            total += sum(psutil.Process(each).cpu_times()[:4])
+    return total
 
 
 def kernel(item: pytest.Item) -> int | None:
@@ -39,7 +48,7 @@ class Seconds:
     "A plugin of pytest: every worker measures, the process that they report to adds up."
 
     def __init__(self, config: pytest.Config) -> None:
-        self.here, self.there = used(), dict[int, float]()
+        self.here, self.there = used(os.getpid()), dict[int, float]()
         self.spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self.cells: dict[str, list[float]] = {}
         self.kept = config.getoption("keep_seconds")
@@ -48,8 +57,8 @@ class Seconds:
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, Any]:
         "Note the core seconds since the report before this one."
         report = yield
-        here, commands = used(), forked_kernels.SPENT.pop() if forked_kernels.SPENT else 0.0
-        report.core_seconds = here - self.here + commands
+        here, commands = used(os.getpid()), forked_kernels.SPENT.pop() if forked_kernels.SPENT else 0.0
+        report.core_seconds = max(here - self.here, 0.0) + commands # less than before: somebody's child was waited for by nobody
         self.here, pid = here, kernel(item)
         if pid is not None:
             before = self.there.get(pid, 0.0)
