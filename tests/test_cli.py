@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from forked_kernels import tl
+from forked_kernels import python, tl
 
 from tl_tutorial.checkpoints import read_file
 
@@ -94,7 +94,7 @@ def test_no_network_is_one_sentence(colours: Path) -> None:
 
 def interrupted(colours: Path, number: signal.Signals, name: str) -> int:
     "Start a long run, wait for its second epoch, send a signal; the exit code."
-    command = [sys.executable, "-m", "tl_tutorial", "train", colours, "--out", f"{name}.safetensors", "--epochs", "20", "--checkpoint", name, *SMALL]
+    command = [python(), "-m", "tl_tutorial", "train", colours, "--out", f"{name}.safetensors", "--epochs", "20", "--checkpoint", name, *SMALL]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr
     for line in process.stderr:
@@ -132,8 +132,8 @@ def test_two_processes_equal_one(colours: Path, tmp_path: Path) -> None:
     common = ["train", str(colours), "--epochs", "1", "--size", "64", "--device", "cpu"]
     one = tl(*common, "--out", "one.safetensors")
     assert one.returncode == 0, one.stderr
-    two = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tl_tutorial", *common, "--out", "two.safetensors"],
-                         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    two = subprocess.run([python(), "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tl_tutorial", *common, "--out", "two.safetensors"],
+                         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python()})
     assert two.returncode == 0, two.stderr[-2000:]
     (a, first), (b, second) = (read_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert all((a[name].float() - b[name].float()).abs().max() < 1e-3 for name in a)
