@@ -57,7 +57,8 @@ def serve(address: str) -> None:
         listening.listen(64)
         os.rename(address + ".draft", address)
         listening.settimeout(5)
-        while os.path.exists(address): # the folder goes when the tests have ended
+        owner = int(Path(address).parent.name.split("-")[1])
+        while os.path.exists(address) and os.path.exists(f"/proc/{owner}"): # the folder goes when the tests have ended, if they were not killed
             with contextlib.suppress(TimeoutError):
                 answer(listening)
 
@@ -277,7 +278,7 @@ def ready(address: str, patience: float = 120) -> bool:
         with contextlib.suppress(FileExistsError):
             os.close(os.open(address + ".begun", os.O_CREAT | os.O_EXCL))
             inline = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"} | KEEP_MEMORY
-            subprocess.Popen([sys.executable, __file__, address], env=inline, cwd=Path(__file__).parents[1], start_new_session=True)
+            subprocess.run([sys.executable, __file__, address], env=inline, cwd=Path(__file__).parents[1], start_new_session=True)
     began = time.monotonic()
     while not os.path.exists(address):
         if time.monotonic() - began > patience or os.path.exists(Path(address).with_suffix(".failed")):
@@ -304,7 +305,9 @@ def tl(*words: object, timeout: float = 300, cwd: str | Path | None = None, env:
 
 
 def python() -> str:
-    "The program to run instead of sys.executable; sys.executable itself where there is nothing to fork from."
+    """The program to run instead of sys.executable; sys.executable itself where there is nothing to fork from.
+
+    Signals go on to the fork, but nobody can pass on SIGKILL: the fork ends a moment after the program that was killed."""
     address = os.environ.get(VARIABLE, "")
     if " " in sys.executable or not hasattr(os, "pidfd_open") or not ready(address):
         return sys.executable
@@ -326,7 +329,7 @@ def forked_kernels() -> Iterator[None]:
     from jupyter_client.provisioning import local_provisioner
     folder = None
     if VARIABLE not in os.environ:
-        folder = tempfile.mkdtemp(prefix="kernels-")
+        folder = tempfile.mkdtemp(prefix=f"kernels-{os.getpid()}-")
         os.environ[VARIABLE] = os.path.join(folder, "socket")
     plain = local_provisioner.launch_kernel
     local_provisioner.launch_kernel = launcher(os.environ[VARIABLE], plain)
@@ -340,4 +343,5 @@ def forked_kernels() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    if os.fork() == 0: # nobody's child, so that no worker's time holds that of everybody's kernels
+        serve(sys.argv[1])

@@ -25,15 +25,18 @@ LINES = 12 # as many pages and files are named on the screen
 
 def living(pid: int) -> list[int]:
     "A process and all below it; where the system has no such list (only Linux has), the process alone."
-    below = (int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split())
+    below = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError): # the thread has ended
+            below += map(int, path.read_text().split())
     return [pid, *(each for child in below for each in living(child))]
 
 
 def used(pid: int) -> float:
     "Core seconds of a process and of all below it: what has ended is counted with the one who waited for it."
     total = 0.0
-    with contextlib.suppress(OSError, psutil.Error): # it has ended
-        for each in living(pid):
+    for each in living(pid):
+        with contextlib.suppress(psutil.Error): # it has ended
             total += sum(psutil.Process(each).cpu_times()[:4])
     return total
 
@@ -69,7 +72,7 @@ class Seconds:
         here, commands = used(os.getpid()), forks()
         report.core_seconds = max(here - self.here, 0.0) + commands # less than before: somebody's child was waited for by nobody
         self.here, pid = here, kernel(item)
-        if pid is not None:
+        if pid is not None and pid not in living(os.getpid()): # a plain kernel is a child, and counted
             before = self.there.get(pid, 0.0)
             self.there[pid] = max(used(pid), before) # it has ended when the last cell's report is made
             report.core_seconds += self.there[pid] - before

@@ -193,7 +193,7 @@ def test_without_locks_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_lock_ends_with_its_process(colours: Path) -> None:
     code = ("import os, time; from pathlib import Path; from tl_tutorial.resuming import States\n"
             "States(Path('run')).__enter__(); print('locked', flush=True); time.sleep(60)")
-    other = subprocess.Popen([python(), "-c", code], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert other.stdout and other.stdout.readline() == "locked\n"
     with pytest.raises(tl.TrainingError, match="another run"):
         States(Path("run")).__enter__()
