@@ -4,11 +4,13 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 TESTS = Path(__file__).parent / "tests"
 LONG = ("nbs/transfer/", "nbs/beyond/", "nbs/repairs/", "nbs/ideas/")
+TOGETHER = {"tests/test_browser.py": "tests/test_site.py"} # both need the site, which one worker builds once
 SKIP = {"eval: false", "gpu", "network"}
 UNTIL_THE_END = ExitStack()
 
@@ -18,12 +20,19 @@ os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 sys.path.insert(0, str(TESTS))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    "See tests/seconds.py."
+    parser.addoption("--keep-seconds", metavar="FILE", help="write the seconds of each notebook, file and test to FILE, as JSON")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     "Of another library's message only its type is compared, and notebooks get kernels that are forked where that can be."
     if getattr(config.option, "nbval_sanitize_with", "") is None:
         config.option.nbval_sanitize_with = str(TESTS / "foreign_messages.cfg") # from whatever folder pytest is started
     config.option.loadscopereorder = False # the order below, not that of pytest-xdist
     from forked_kernels import forked_kernels
+    from seconds import Seconds
+    config.pluginmanager.register(Seconds(config), "seconds")
     UNTIL_THE_END.enter_context(forked_kernels())
 
 
@@ -43,6 +52,21 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.options["skip"] = True
     if "varies" in marks:
         item.options["check"] = False
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    "As `--dist loadscope`, file by file, but files that share something dear go to one worker."
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return TOGETHER.get(file, file)
+
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

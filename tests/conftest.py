@@ -18,6 +18,15 @@ def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    "The site and what is wrong with it. The conftest.py above gives those who ask for it to one worker."
+    from tools import site
+
+    out = tmp_path_factory.mktemp("site") / "out"
+    return out, site.build(out)
+
+
 @pytest.fixture
 def colours(tmp_path: Path) -> Path:
     "Three classes that anything can tell apart: 12 noisy pictures each of red, green and blue."

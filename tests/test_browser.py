@@ -14,7 +14,8 @@ from typing import Any, Literal
 import pytest
 
 CHROMIUM = shutil.which(os.environ.get("CHROMIUM", "chromium"))
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"] # other hosts are not waited for
 if CHROMIUM is None:
     pytest.skip("no chromium: the pages were not seen in a browser (Debian: apt-get install chromium)", allow_module_level=True)
 for package in ("playwright", "nbdev", "smalldocs"):
@@ -24,7 +25,11 @@ from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
 
 from tools import site  # noqa: E402
 
-VIEWS: list[tuple[int, Literal["light", "dark"]]] = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
+View = tuple[int, Literal["light", "dark"]]
+DESK, PHONE = VIEWS = list[View]([(1280, "light"), (390, "dark")])
+CROSSED = list[View]([(1280, "dark"), (390, "light")])
+TYPICAL = ("index.html", "ideas/losses.html", "module/freezing.html", "reference/api.html", "repairs/spot_the_bug.html")
+DARK = "() => document.documentElement.classList.contains('quarto-dark')"
 # What sticks out of the window at the right; things that scroll within themselves do not count.
 OVERFLOW = """() => {
   const width = document.documentElement.clientWidth, scrolls = e => ["auto", "scroll", "hidden"].includes(getComputedStyle(e).overflowX);
@@ -46,13 +51,11 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[str]]]:
+def address(built: tuple[Path, list[str]]) -> Iterator[tuple[str, list[str]]]:
     "The built site behind a loopback port, and its pages."
-    out = tmp_path_factory.mktemp("site") / "out"
-    site.build(out)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(out)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(built[0])))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", sorted(path.relative_to(out).as_posix() for path in out.rglob("*.html"))
+    yield f"http://127.0.0.1:{server.server_port}", sorted(path.relative_to(built[0]).as_posix() for path in built[0].rglob("*.html"))
     server.shutdown()
     server.server_close()
 
@@ -66,52 +69,63 @@ def browser() -> Iterator[Browser]:
 
 
 def listen(page: Page, home: str, said: list[str]) -> None:
-    "Collect what goes wrong; requests to other hosts are refused and do not count."
-    page.route("**/*", lambda route: route.continue_() if route.request.url.startswith((home, "data:", "blob:")) else route.abort())
+    "Collect what goes wrong; other hosts are not found and do not count, nor does the icon that a browser asks for."
+    ours = lambda url: url.startswith(home) and not url.endswith("/favicon.ico")
     page.on("pageerror", lambda error: said.append(f"script error: {error}"))
     page.on("console", lambda line: said.append(f"console: {line.text}")
-            if line.type == "error" and line.location.get("url", "").startswith(home) else None)
-    page.on("response", lambda found: said.append(f"{found.status} {found.url}") if found.url.startswith(home) and found.status >= 400 else None)
+            if line.type == "error" and ours(line.location.get("url", "")) else None)
+    page.on("response", lambda found: said.append(f"{found.status} {found.url}") if ours(found.url) and found.status >= 400 else None)
 
 
-@pytest.mark.parametrize(("width", "scheme"), VIEWS)
-def test_pages(browser: Browser, address: tuple[str, list[str]], width: int, scheme: Literal["light", "dark"]) -> None:
-    home, pages = address
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page, problems = context.new_page(), []
-    said: list[str] = []
-    listen(page, home, said)
-    for name in pages:
-        page.goto(f"{home}/{name}", wait_until="load")
-        problems += [f"{name}: {line}" for line in said]
-        said.clear()
-        problems += [f"{name}: sticks out at the right: {what}" for what in page.evaluate(OVERFLOW)]
-        problems += [f"{name}: a line of code is cut: {code}" for code in page.evaluate(CUT) if width > 768] # on a phone it scrolls
-        problems += [f"{name}: image not loaded: {source}" for source in page.evaluate(BROKEN_IMAGES)]
-        dark = page.evaluate("() => document.documentElement.classList.contains('quarto-dark')")
-        assert dark == (scheme == "dark")
-    context.close()
-    assert problems == []
+def look(page: Page, view: View) -> list[str]:
+    "What is wrong with the open page in a view, to which it turns without being loaded again."
+    width, scheme = view
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_function(f"wanted => ({DARK})() === wanted", arg=scheme == "dark")
+    problems = [f"sticks out at the right: {what}" for what in page.evaluate(OVERFLOW)]
+    problems += [f"a line of code is cut: {code}" for code in page.evaluate(CUT) if width > 768] # on a phone it scrolls
+    return problems + [f"image not loaded: {source}" for source in page.evaluate(BROKEN_IMAGES)]
 
 
-def test_formulas_are_set(browser: Browser, address: tuple[str, list[str]]) -> None:
-    if site.katex_folder() is None:
-        pytest.skip("no local KaTeX: formulas were not seen (npm install --no-save --prefix build katex@0.16.11)")
-    page = browser.new_context().new_page()
-    listen(page, address[0], []) # fonts of other hosts are not waited for
-    found = {}
+@pytest.fixture(scope="module")
+def seen(browser: Browser, address: tuple[str, list[str]]) -> dict[str, dict[Any, Any]]:
+    """Each page, loaded once: what is wrong with it in each view, what it said, its formulas.
+
+    The second view of a page is the first of the next: half of the pages load on the desk and turn into those of a phone."""
+    page, said, found, views = browser.new_page(), list[str](), {}, VIEWS
+    listen(page, address[0], said)
     for name in address[1]:
         page.goto(f"{address[0]}/{name}", wait_until="load")
-        found[name] = page.evaluate(MATHS)
-    page.context.close()
-    assert sum(count["all"] for count in found.values()) > 20
-    assert {name: count for name, count in found.items() if count["wrong"]} == {}
+        found[name] = {view: look(page, view) for view in (*views, *(CROSSED if name in TYPICAL else ()))}
+        found[name] |= {"formulas": page.evaluate(MATHS), "said": said.copy()}
+        said.clear()
+        views = views[::-1]
+    page.close()
+    return found
+
+
+@pytest.mark.parametrize("view", [*VIEWS, *CROSSED, "said"], ids=lambda view: view if view == "said" else f"{view[0]}-{view[1]}")
+def test_pages(seen: dict[str, dict[Any, Any]], view: Any) -> None:
+    looked = {name: found[view] for name, found in seen.items() if view in found}
+    assert len(looked) == (len(TYPICAL) if view in CROSSED else len(seen)) and len(seen) > 50
+    assert [f"{name}: {line}" for name, lines in looked.items() for line in lines] == []
+
+
+def test_formulas_are_set(seen: dict[str, dict[Any, Any]]) -> None:
+    if site.katex_folder() is None:
+        pytest.skip("no local KaTeX: formulas were not seen (npm install --no-save --prefix build katex@0.16.11)")
+    formulas = {name: found["formulas"] for name, found in seen.items()}
+    assert sum(count["all"] for count in formulas.values()) > 20
+    assert {name: count for name, count in formulas.items() if count["wrong"]} == {}
 
 
 # Each text on a page that is harder to read than WCAG's level AA allows: 4.5 to 1, for large text 3 to 1.
 CONTRAST = """() => {
     const pen = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true});
-    const numbers = colour => {  // of any notation
+    const known = {};
+    const numbers = colour => known[colour] ??= read(colour);
+    const read = colour => {  // of any notation
         pen.clearRect(0, 0, 1, 1);
         pen.fillStyle = colour;
         pen.fillRect(0, 0, 1, 1);
@@ -146,8 +160,9 @@ CONTRAST = """() => {
 def test_contrast(browser: Browser, address: tuple[str, list[str]], scheme: Literal["light", "dark"]) -> None:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
     page, weak = context.new_page(), {}
-    for name in ("index.html", "ideas/losses.html", "module/freezing.html", "reference/api.html", "repairs/spot_the_bug.html"):
+    for name in TYPICAL:
         page.goto(f"{address[0]}/{name}", wait_until="load")
+        assert page.evaluate(DARK) == (scheme == "dark"), "from the start"
         page.wait_for_timeout(600)  # links fade from one colour to another
         weak |= {f"{name} {what}": ratio for what, ratio in page.evaluate(CONTRAST).items()}
     context.close()

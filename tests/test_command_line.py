@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_kernels import python
 from PIL import Image
 
 import tl_tutorial as tl
@@ -141,7 +142,7 @@ def test_a_table_on_standard_output(name: str, root: Path, model: str, capsys: p
 
 def test_a_picture_from_a_pipe(root: Path, model: str) -> None:
     data = (root / "cat" / "0.jpg").read_bytes()
-    line = [sys.executable, "-m", "tl_tutorial", "predict", model, "-", "photos/dog/0.jpg", "--json"]
+    line = [python(), "-m", "tl_tutorial", "predict", model, "-", "photos/dog/0.jpg", "--json"]
     done = subprocess.run(line, input=data, capture_output=True, timeout=200)
     rows = json.loads(done.stdout)
     assert done.returncode == 0 and [row["path"] for row in rows] == ["-", "photos/dog/0.jpg"]

@@ -142,5 +142,5 @@ def test_digits_reach_97_percent() -> None:
     found = tl.scan(digits())
     train, test = tl.split(found.items, 0.25, seed=0)
     folder = replace(found, items=(*(replace(i, split="train") for i in train), *(replace(i, split="test") for i in test)))
-    clf = tl.fine_tune(folder, arch="small_cnn", weights="none", size=32, epochs=6, progress=False)
+    clf = tl.fine_tune(folder, arch="small_cnn", weights="none", size=16, epochs=4, progress=False)
     assert clf.evaluate(folder).accuracy >= 0.97

@@ -4,11 +4,11 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+from forked_kernels import python
 
 from tl_tutorial.datasets import draw_shapes, write_folder
 
@@ -43,8 +43,8 @@ def port() -> int:
 
 
 def launch(place: Path, *how: object, cwd: Path) -> subprocess.Popen:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "SAID": str(place / "said"), "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    command = [sys.executable, "-m", "torch.distributed.run", *map(str, how), str(place / "program.py")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "SAID": str(place / "said"), "PYTHON_EXEC": python(), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    command = [python(), "-m", "torch.distributed.run", *map(str, how), str(place / "program.py")]
     return subprocess.Popen(command, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -223,7 +223,7 @@ def test_a_process_that_dies_is_missed(tmp_path: Path) -> None:
     write_folder(images, labels, [str(i) for i in range(8)], tmp_path / "photos")
     (tmp_path / "program.py").write_text(HEAD + textwrap.dedent(program))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "SAID": str(tmp_path / "said"), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
-    both = [subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path, env={**env, "RANK": rank}, stderr=subprocess.DEVNULL) for rank in "01"]
+    both = [subprocess.Popen([python(), "program.py"], cwd=tmp_path, env={**env, "RANK": rank}, stderr=subprocess.DEVNULL) for rank in "01"]
     assert [one.wait(120) for one in both] == [0, -9]
     only, = said(tmp_path)["one dies"]
     assert only["error"] == "LostContact" and "process 0 of 2 cannot reach the others" in only["text"] and "--resume" in only["text"]

@@ -51,6 +51,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
             server.wait(30)
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[api.Browser]:
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
 def wait_for(address: str, log: Path) -> None:
     "Wait until a server answers."
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({})) # a proxy cannot reach this machine's own ports
@@ -75,8 +83,8 @@ def run_all(page: api.Page, address: str, name: str, path: Path) -> list[dict]:
 def saved_when_run(page: api.Page, path: Path) -> list[dict]:
     "Save the notebook again and again until every code cell has run or one has failed; its code cells."
     # The kernel is shown as idle between two cells too, so only the saved file tells that all of them have run.
-    for _ in range(120):
-        page.wait_for_timeout(2_000)
+    for _ in range(240):
+        page.wait_for_timeout(1_000)
         choose(page, "File", "Save Notebook")
         code = [cell for cell in saved(path) if cell["cell_type"] == "code"]
         failed = any(output["output_type"] == "error" for cell in code for output in cell["outputs"])
@@ -93,14 +101,12 @@ def choose(page: api.Page, menu: str, entry: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_run_all(lab: tuple[str, Path], name: str) -> None:
+def test_run_all(lab: tuple[str, Path], browser: api.Browser, name: str) -> None:
     address, folder = lab
     before = json.loads((NBS / name).read_text())["cells"]
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        after = run_all(page, address, name, folder / name)
-        browser.close()
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    after = run_all(page, address, name, folder / name)
+    page.close()
     code = [cell for cell in after if cell["cell_type"] == "code"]
     assert len(code) == sum(cell["cell_type"] == "code" for cell in before)
     unrun = ["".join(cell["source"])[:60] for cell in code if not cell["execution_count"]]
@@ -141,25 +147,23 @@ tl.load("kept.safetensors").predict("pictures/dark/0.png")[0].label
 """
 
 
-def test_interrupt_kernel_keeps_the_work(lab: tuple[str, Path]) -> None:
+def test_interrupt_kernel_keeps_the_work(lab: tuple[str, Path], browser: api.Browser) -> None:
     "The first Ctrl-C of a run, as a reader of the notebook sends it: the cell ends well, and the cells after it work."
     address, folder = lab
     cells = [{"cell_type": "code", "id": f"cell-{number}", "metadata": {}, "outputs": [], "execution_count": None, "source": source}
              for number, source in enumerate(LONG)]
     (folder / "long.ipynb").write_text(json.dumps({"cells": cells, "metadata": {"kernelspec": KERNEL}, "nbformat": 4, "nbformat_minor": 5}))
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.goto(f"{address}/lab/tree/long.ipynb?token={TOKEN}&reset", wait_until="load")
-        page.get_by_text("Python 3 (ipykernel) | Idle", exact=True).wait_for(timeout=120_000)
-        choose(page, "Run", "Run All Cells")
-        for _ in range(240):
-            page.wait_for_timeout(500)
-            if (folder / "begun").exists():
-                break
-        choose(page, "Kernel", "Interrupt Kernel")
-        code = saved_when_run(page, folder / "long.ipynb")
-        browser.close()
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.goto(f"{address}/lab/tree/long.ipynb?token={TOKEN}&reset", wait_until="load")
+    page.get_by_text("Python 3 (ipykernel) | Idle", exact=True).wait_for(timeout=120_000)
+    choose(page, "Run", "Run All Cells")
+    for _ in range(240):
+        page.wait_for_timeout(500)
+        if (folder / "begun").exists():
+            break
+    choose(page, "Kernel", "Interrupt Kernel")
+    code = saved_when_run(page, folder / "long.ipynb")
+    page.close()
     assert all(cell["execution_count"] for cell in code), "the kernel went on with the cells below"
     assert not [output for cell in code for output in cell["outputs"] if output["output_type"] == "error"]
     assert "".join(code[-1]["outputs"][-1]["data"]["text/plain"]) in ("'dark'", "'light'")

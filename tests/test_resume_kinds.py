@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked_kernels import python
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -152,7 +153,7 @@ def test_two_runs_at_once_in_one_folder(colours: Path) -> None:
             for resume in (True, False):
                 with pytest.raises(tl.TrainingError, match="run: another run keeps its state in this folder; wait until it has ended, or give"):
                     tl.fine_tune(colours, checkpoint="run", resume=resume, **QUICK)
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+            done = subprocess.run([python(), "-c", code], capture_output=True, text=True, timeout=120)
             told.append(done.stderr.splitlines()[-1])
 
     first = tl.fine_tune(colours, checkpoint="run", listeners=[second], **QUICK)

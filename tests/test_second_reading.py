@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked_kernels import python
 from PIL import Image
 
 import tl_tutorial as tl
@@ -235,7 +236,7 @@ def test_a_folder_that_cannot_be_forced_to_disk_is_no_failure(tmp_path: Path, mo
 def test_a_world_without_torchrun_is_one_sentence(colours: Path) -> None:
     code = f"import tl_tutorial as tl; tl.fine_tune({str(colours)!r}, arch='small_cnn', epochs=1, size=32, device='cpu')"
     keep = {name: value for name, value in os.environ.items() if name not in ("RANK", "MASTER_ADDR", "MASTER_PORT")}
-    done = subprocess.run([sys.executable, "-c", code], env=keep | {"WORLD_SIZE": "2"}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([python(), "-c", code], env=keep | {"WORLD_SIZE": "2"}, capture_output=True, text=True, timeout=120)
     assert "DeviceError: WORLD_SIZE=2 asks for several processes" in done.stderr and "unset WORLD_SIZE" in done.stderr
 
 

@@ -19,13 +19,6 @@ from tools import site
 NBS = site.ROOT / "nbs"
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    "The site and what is wrong with it."
-    out = tmp_path_factory.mktemp("site") / "out"
-    return out, site.build(out)
-
-
 def test_one_configuration() -> None:
     "A clone without symbolic links holds a file with the target's name, or a copy."
     there = (NBS / "_quarto.yml").read_text()
@@ -136,6 +129,7 @@ def test_unknown_option_is_named(tmp_path: Path) -> None:
     assert any("tilte" in line for line in site.render(tmp_path, quarto=False)[1])
 
 
+FEW = ["index.ipynb", "module/11_freezing.ipynb", "reference/index.ipynb"]
 STAND_IN = """#!{python}
 import sys
 from pathlib import Path
@@ -155,12 +149,13 @@ def test_the_way_to_quarto(code: int, tmp_path: Path, monkeypatch: pytest.Monkey
     program.write_text(STAND_IN.format(python=sys.executable, code=code))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(site, "notebooks", lambda: FEW)
     work = tmp_path / "work"
     work.mkdir()
     site.copy_project(work)
     staged = site.stage(work)
     output, said = site.render(staged, quarto=True)
-    assert (output / "index.html").is_file() and said == ["WARN: a word of warning"]
+    assert all((output / site.address(name)).with_suffix(".html").is_file() for name in FEW) and said == ["WARN: a word of warning"]
 
 
 def test_without_quarto_its_absence_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

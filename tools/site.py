@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -30,6 +32,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 NUMBER = re.compile(r"(?<![\w-])\d+[a-z]?_(?=[\w-]+\.ipynb\b)")
 EXTERNAL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:|//")
+COLOURS = re.compile(r'</?span(?: class="\w*")?>') # nine of ten tags of a page are colours of code, and say nothing else
 KATEX_CDN = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist")
 KATEX_HERE = (os.environ.get("KATEX", ""), "build/node_modules/katex/dist", "node_modules/katex/dist", "/usr/share/javascript/katex")
 KATEX_FILES = ("katex.min.css", "katex.min.js", "contrib/auto-render.min.js", "fonts")
@@ -175,10 +178,12 @@ def copy_project(work: Path) -> None:
 
 def stage(work: Path) -> Path:
     "Let nbdev make the pages: titles, hidden cells, directives."
+    from nbdev.config import get_config
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
 
-    with contextlib.chdir(work):
+    # nbdev reads pyproject.toml anew for every cell; it stays the same, and reading it was half of the build
+    with contextlib.chdir(work), mock.patch("nbdev.processors.get_config", functools.cache(get_config)):
         refresh_quarto_yml()
         staged = Path(proc_nbs(work / "nbs", n_workers=0))
     known = yaml.safe_load((staged / "nbdev.yml").read_text())
@@ -242,7 +247,7 @@ class Page(HTMLParser):
         self.ids: set[str] = set()
         self.links: list[str] = []
         self.problems: list[str] = []
-        self.feed(text)
+        self.feed(COLOURS.sub("", text))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)

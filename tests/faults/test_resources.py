@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked_kernels import python
 from making import SMALL, coloured, fault, labelled, untouched
 
 import tl_tutorial as tl
@@ -151,7 +152,7 @@ def test_a_killed_process(fault: str, tmp_path: Path) -> None:
     "The other one ends with one sentence, and the state that it kept can be resumed."
     root = coloured(tmp_path / "colours")
     (tmp_path / "settings.ini").write_text("[model]\nweights = none\n[train]\npatience = 99\n")
-    common = [sys.executable, "-m", "tl_tutorial", "train", str(root), "--out", "m.safetensors", "--arch", "small_cnn", "--size", "16", "--device", "cpu",
+    common = [python(), "-m", "tl_tutorial", "train", str(root), "--out", "m.safetensors", "--arch", "small_cnn", "--size", "16", "--device", "cpu",
               "--epochs", "3000", "--checkpoint", "run"]
     place = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "OMP_NUM_THREADS": "1"}
     one, two = (subprocess.Popen(common, env={**place, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
