@@ -34,7 +34,7 @@ from tl_tutorial.freezing import freeze_start, layers, snapshot
 from tl_tutorial.network import Network
 
 RESULTS = Path(__file__).parents[1] / "nbs" / "reference" / "sweep_results.json"
-LARGE = 60 # million parameters, above which only shapes are sent through
+LARGE = 200 # million parameters, above which only shapes are sent through
 EXPORTED = ("small_cnn", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "timm:vit_tiny_patch16_224")
 TIMM = (
     "resnet50d", "seresnet50", "mobilenetv2_100", "mobilenetv3_small_050", "mobilenetv4_conv_small",
@@ -175,6 +175,8 @@ def row(arch: str, quick: bool = False) -> dict[str, Any]:
         view = max(small, min(natural, 96))
         found["grad_cam"] = gist(lambda: layout(network, view))
         found["saved"] = kept(network, arch, small, arch in EXPORTED)
+    else:
+        found["only"] = "shapes"
     return found | {"seconds": round(time.perf_counter() - began, 1)}
 
 
@@ -193,7 +195,7 @@ def main() -> None:
     rows: dict[str, Any] = {}
     if args.go_on and RESULTS.exists():
         rows = {arch: found for arch, found in json.loads(RESULTS.read_text())["networks"].items() if "failed" not in found
-                and ("saved" in found or found["million"] > LARGE)}
+                and ("saved" in found or found["million"] > LARGE and "only" in found)}
     for arch in asked or [name for name in names() if name not in rows]:
         try:
             rows[arch] = row(arch, args.quick)
