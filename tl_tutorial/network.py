@@ -103,7 +103,7 @@ class Network(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor: # [B, 3, H, W] in 0..1 → logits [B, classes]
         found = self.features(images)
-        if not torch.is_autocast_enabled(found.device.type):
+        if found.device.type == "meta" or not torch.is_autocast_enabled(found.device.type): # meta: shapes only
             return self.head(found)
         with torch.autocast(found.device.type, enabled=False): # in 16 bits, classes would tie for the first place
             return self.head(found.float())
