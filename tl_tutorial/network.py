@@ -5,6 +5,7 @@
 # %% ../nbs/module/106_network.ipynb #e4bda346
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from .batches import drawing
 from .settings import ModelError, TrainingError
 from .weights import plain_reason, versioned
 
@@ -31,7 +33,9 @@ class Preprocess:
     fixed: bool = False # Only the natural side can be taken
 
     def __post_init__(self) -> None:
-        if not self.std or min(self.std) <= 0 or len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        alike = len(self.mean) == len(self.std) in (1, 3)
+        if not (alike and finite and min(self.std) > 0):
             raise ModelError(f"preprocessing mean={self.mean}, std={self.std}: give 1 or 3 numbers each, std above 0")
 
     def within(self, asked: Preprocess | None) -> Preprocess: # Of the same layers
@@ -115,8 +119,7 @@ class Network(nn.Module):
         names: Sequence[str] = (), # Names of the classes: a row that is known by name is carried over
     ) -> Network: # It shares the body with this one
         "The same body with a new head."
-        with ordinary(), torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with ordinary(), drawing(seed):
             twin = Network(self.body, self.head.in_features, classes, self.preprocess, self.arch, self.pretrained)
         twin.known = self.known
         with torch.no_grad():
