@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .answers import Prediction, Predictions, listed
-from .backbones import Network, Preprocess, create
+from .backbones import Network, Preprocess, create, ordinary
 from .batches import Batches
 from .checkpoints import read_file, write_file
 from .files import given
@@ -263,9 +263,10 @@ def load(
     except ModelError as error:
         raise ModelError(f"{shown(path)}: {_misfit(found, error) if _newer(found) else error}") from error
     _check_tensors(path, kept["arch"], network.state_dict(), tensors)
-    network.load_state_dict(tensors)
     place = pick_device(str(device))
-    network.to(device=place, memory_format=quick_format(place)).eval()  # type: ignore[call-overload]
+    with ordinary(): # also inside torch.inference_mode, what is loaded can go on learning
+        network.load_state_dict(tensors)
+        network.to(device=place, memory_format=quick_format(place)).eval()  # type: ignore[call-overload]
     for name in ("arch", "preprocess", "pretrained"): # the network knows them
         kept.pop(name)
     return Classifier(network, **kept)
