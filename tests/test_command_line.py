@@ -213,10 +213,10 @@ def test_no_bars_in_a_log(capsys: pytest.CaptureFixture, monkeypatch: pytest.Mon
         for k in range(12):
             time.sleep(0.1)
             yield k
-    assert list(track(slow(), 12, "looking")) == list(range(12))
+    assert list(track(slow(), 12, label="looking")) == list(range(12))
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert list(track(slow(), 12, "looking")) == list(range(12))
+    assert list(track(slow(), 12, label="looking")) == list(range(12))
     assert "looking" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stderr", None)
     assert list(track([1], 1)) == [1]

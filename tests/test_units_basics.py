@@ -128,7 +128,7 @@ def test_figures_are_drawn_in_the_style_and_leave_matplotlib_alone() -> None:
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    figure, axes = new_figure(2, 3, (5, 4))
+    figure, axes = new_figure(2, 3, size=(5, 4))
     assert axes.shape == (2, 3) and figure.get_size_inches().tolist() == [5, 4] and new_figure()[0].get_size_inches().tolist() == [6.4, 3.4]
     assert not axes[0, 0].spines["top"].get_visible() and not axes[0, 0].spines["right"].get_visible() and dict(mpl.rcParams) == before
     with style():

@@ -116,9 +116,9 @@ def test_overlay_and_nearest() -> None:
     assert warm[0, 0].tolist() == [100] * 3 and warm[0, 1].tolist() == [179, 96, 30] and warm.dtype == np.uint8
     assert (warm[1, 0] > image[1, 0])[0] and warm[1, 0].tolist() != warm[0, 1].tolist()
     known = torch.tensor([[1.0, 0.0], [5.0, 5.0], [-1.0, 0.0], [0.0, 1.0]])
-    places, values = nearest(torch.tensor([[2.0, 0.1], [0.0, 3.0]]), known, 2)
+    places, values = nearest(torch.tensor([[2.0, 0.1], [0.0, 3.0]]), known, count=2)
     assert places.tolist() == [[0, 1], [3, 1]] and values[1, 0] == pytest.approx(1) and (values[:, 0] >= values[:, 1]).all()
-    assert nearest(known, known, 9)[0].shape == (4, 4) and nearest(known, known)[0].shape == (4, 4)
+    assert nearest(known, known, count=9)[0].shape == (4, 4) and nearest(known, known)[0].shape == (4, 4)
 
 
 # Metrics worked out by hand

@@ -254,7 +254,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'tl_tutorial.files._force': ('module/files.html#_force', 'tl_tutorial/files.py'),
                                    'tl_tutorial.files._refuse': ('module/files.html#_refuse', 'tl_tutorial/files.py'),
                                    'tl_tutorial.files._remedy': ('module/files.html#_remedy', 'tl_tutorial/files.py'),
-                                   'tl_tutorial.files.given': ('module/files.html#given', 'tl_tutorial/files.py'),
                                    'tl_tutorial.files.kind_of': ('module/files.html#kind_of', 'tl_tutorial/files.py'),
                                    'tl_tutorial.files.output': ('module/files.html#output', 'tl_tutorial/files.py'),
                                    'tl_tutorial.files.write_whole': ('module/files.html#write_whole', 'tl_tutorial/files.py')},

@@ -122,7 +122,7 @@ def _torchvision(
             model.aux_logits = False
     features = replace_head(model)
     if stored:
-        fill(model, stored, arch, whole - set(model.state_dict()))
+        fill(model, stored, arch, spare=whole - set(model.state_dict()))
     return model, features, preprocess
 
 LEAST = {"inception_v3": 75, "alexnet": 64, "densenet121": 64} # sides in pixels; 32 for the others
@@ -155,7 +155,7 @@ def _timm(name: str, weights: str, stored: Stored | None) -> tuple[nn.Module, in
     if stored:
         heads = config.get("classifier") or ()
         olds = tuple(f"{one}." for one in ((heads,) if isinstance(heads, str) else heads))
-        fill(body, stored, f"timm:{name}", olds)
+        fill(body, stored, f"timm:{name}", spare=olds)
     recipe = timm.data.resolve_model_data_config(body)
     channels, side = recipe["input_size"][0], recipe["input_size"][-1]
     mean, std = (tuple(recipe[which])[:channels] for which in ("mean", "std"))
@@ -195,7 +195,7 @@ def _lite0(stored: Stored) -> EfficientNetLite0:
     ours = body.state_dict()
     if len(stored.body) == len(ours) + len(others) and not set(ours) & set(stored.body): # Google's names
         return load_lite0(stored.file)
-    fill(body, stored, "efficientnet_lite0", others)
+    fill(body, stored, "efficientnet_lite0", spare=others)
     return body
 
 def _agreed(arch: str | None, stored: Stored | None) -> str:
@@ -224,7 +224,7 @@ def create(
     label = str(arch or "the network") if module is None else type(module).__name__
     with ordinary(), drawing(seed), _explained(label):
         if module is not None:
-            return from_module(module, classes, weights, preprocess, pretrained)
+            return from_module(module, classes, weights=weights, preprocess=preprocess, pretrained=pretrained)
         file = weights_file(weights)
         stored = _read(arch, file) if file else None
         name = _agreed(arch if isinstance(arch, str) else None, stored)

@@ -67,7 +67,7 @@ def to_onnx(
     except ValueError as error: # the format's own limit
         raise ModelError(f"{shown(place)}: a network of more than 2 GB does not fit into one ONNX file; "
                          "choose a smaller network") from error
-    return write_whole(place, data, ONNX)
+    return write_whole(place, data, kind=ONNX)
 
 def _graph(model: nn.Module, size: int) -> Any:
     "The network as ONNX sees it."

@@ -110,6 +110,7 @@ def expected(
 def from_module(
     module: nn.Module, # A classification network, or a Network; not changed
     classes: int, # Outputs of the new head
+    *,
     weights: str | Path = "default", # none: it starts from nothing; or the file of a classifier that was made from it
     preprocess: Preprocess | None = None, # What its weights expect
     pretrained: bool | None = None, # Has it learned anything? None: see

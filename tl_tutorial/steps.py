@@ -53,6 +53,7 @@ def balance(
 def rate_factor(
     step: int, # The step about to be done, from 0
     total: int, # Steps in the whole run
+    *,
     warmup: float = 0.1, # Share of the steps in which the rate rises
 ) -> float: # What the peak rate is multiplied by, in 0..1
     "Linear warm-up, then a cosine down to 1 %."

@@ -113,7 +113,7 @@ def layout(network: Network, side: int) -> dict[str, Any]:
     heat = tl.explaining.grad_cam(network, images)
     assert heat.shape == (1, side, side) and bool(heat.isfinite().all())
     with torch.enable_grad():
-        maps, _ = evidence(network, images, None)
+        maps, _ = evidence(network, images)
     down, across = maps.shape[2:]
     places = [(i, j) for i in (0, down - 1) for j in (0, across - 1)]
     centre = (torch.arange(side) + 0.5) / side
