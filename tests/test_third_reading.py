@@ -17,7 +17,7 @@ from torch import nn
 import tl_tutorial as tl
 from tl_tutorial import cli
 from tl_tutorial.batches import Batches, drawing
-from tl_tutorial.network import Network, Preprocess
+from tl_tutorial.network import Network, Preprocess, trial
 from tl_tutorial.steps import Run, rate_factor
 
 QUICK = {"arch": "small_cnn", "weights": "none", "size": 32, "epochs": 2, "progress": False, "patience": 99}
@@ -271,3 +271,26 @@ def test_a_size_is_tried_without_computing() -> None:
 
     Network(Body(), 3, 2, Preprocess()).check_size(64)
     assert seen == ["meta"]
+
+
+def test_a_layer_that_is_used_at_two_places_is_whole_after_a_trial() -> None:
+    "timm's CoaT has such layers; and two layers may share a weight."
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = self.again = nn.Conv2d(3, 3, 3, padding=1)
+            self.other = nn.Conv2d(3, 3, 3, padding=1)
+            self.other.weight = self.one.weight
+            self.register_buffer("shift", torch.ones(1))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images.device.type)
+            return self.other(self.again(self.one(images))) + self.shift
+
+    seen: list[str] = []
+    body = Body()
+    before = {name: value.clone() for name, value in body.state_dict().items()}
+    assert trial(body, torch.Size((2, 3, 16, 16))) == (torch.Size((2, 3, 16, 16)), "") and seen == ["meta"]
+    assert all(torch.equal(value, before[name]) for name, value in body.state_dict().items())
+    assert body(torch.rand(1, 3, 16, 16)).device.type == "cpu" and body.other.weight is body.one.weight

@@ -172,14 +172,15 @@ def trial(
     modes = [(part, part.training) for part in module.modules()]
     for part, _ in modes:
         part.training = False
-    state = dict(module.named_parameters()) | dict(module.named_buffers())
+    state = {f"{place}.{name}".lstrip("."): value for place, part in module.named_modules() # each layer once
+             for own in (part.named_parameters, part.named_buffers) for name, value in own(recurse=False)}
     reason = ""
     try:
         for device in ("meta", next((value.device for value in state.values()), torch.device("cpu"))):
             with ordinary(), torch.no_grad():
                 try:
                     numbers = {name: value.to(device) for name, value in state.items()}
-                    found = functional_call(module, numbers, (torch.zeros(shape, device=device),))
+                    found = functional_call(module, numbers, torch.zeros(shape, device=device), tie_weights=False)
                     return getattr(found, "shape", torch.Size()), ""
                 except Exception as error: # what somebody else's layers raise
                     short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
