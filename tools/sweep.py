@@ -121,8 +121,9 @@ def layout(network: Network, side: int) -> dict[str, Any]:
     for i, j in places:
         probe = (maps[0, :, i, j] * torch.randn(maps.shape[1], generator=generator)).sum()
         slope, = torch.autograd.grad(probe, images, retain_graph=True)
-        power = slope[0].square().sum(0) ** 2
-        if float(power.sum()) > 0:
+        power = slope[0].double().square().sum(0)
+        if float(power.max()) > 0:
+            power = (power / power.max()) ** 2 # random weights give tiny slopes
             power = power / power.sum()
             seen.append((float((power.sum(1) * centre).sum()), float((power.sum(0) * centre).sum())))
             meant.append(((i + 0.5) / down, (j + 0.5) / across))
