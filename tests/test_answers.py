@@ -241,3 +241,11 @@ def test_listed_gives_what_a_folder_held_besides(root: Path) -> None:
     (root / "cat" / "a.heic").write_bytes(b"x")
     items, problems = listed([root, root / "cat" / "0.png"])
     assert len(items) == 7 and [Path(p.path).name for p in problems] == ["a.heic"]
+
+
+@pytest.mark.parametrize("kind", ["ico", "tga", "pcx"])
+def test_bytes_are_opened_as_the_formats_that_are_read_and_as_no_other(kind: str) -> None:
+    written = io.BytesIO()
+    Image.new("RGB", (16, 16), (200, 30, 30)).save(written, kind)
+    items, left = listed([written.getvalue()], "skip", 50)
+    assert not items and "no image which can be read" in str(left[0])

@@ -324,3 +324,23 @@ def test_arguments_in_messages_are_named_as_flags_too(root: Path, capsys: pytest
     assert cli.main(["train", "photos", *SMALL, "--out", "t.safetensors"]) == 1
     assert "on_bad='skip' (--on-bad skip)" in capsys.readouterr().err
     assert cli.main(["train", "photos", *SMALL, "--out", "t.safetensors", "--on-bad", "skip"]) == 0 # the remedy
+
+
+def test_the_demo_gives_its_rival_as_many_epochs_as_fit_into_the_same_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from tl_tutorial import demo
+
+    asked: list[dict] = []
+    rows = [{"stage": "probe", "seconds": 9.0}, *({"stage": "fine-tune", "seconds": 2.0} for _ in range(2))]
+    clock = iter((0.0, 20.0))
+
+    def train(folder: object, **knobs: object) -> object:
+        asked.append(knobs)
+        return SimpleNamespace(history=rows) if len(asked) == 1 else 1 / 0
+
+    for name, stand_in in {"fine_tune": train, "_halves": str, "check": str, "time": SimpleNamespace(monotonic=lambda: next(clock))}.items():
+        monkeypatch.setattr(demo, name, stand_in)
+    with pytest.raises(ZeroDivisionError):
+        demo.demo(tmp_path / "m.safetensors", 2, seed=7)
+    assert asked[0]["epochs"] == 2 and asked[1]["epochs"] == asked[1]["patience"] == 10 and asked[0]["seed"] == asked[1]["seed"] == 7

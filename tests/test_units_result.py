@@ -218,3 +218,13 @@ def test_what_cannot_be_judged_is_refused() -> None:
 def test_predictions_are_a_table() -> None:
     found = Predictions([Prediction(Path("a long name.png"), "cat", 0.25, {"cat": 0.25}), Prediction(None, "dog", 0.5, {})])
     assert repr(found) == "a long name.png  0.250  cat\nimage 1          0.500  dog" and repr(Predictions()) == "no pictures"
+
+
+def test_grad_cam_looks_with_finished_statistics_and_changes_none() -> None:
+    learner = network()
+    learner.body.append(nn.BatchNorm2d(3))
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = grad_cam(learner.eval(), images, 0)
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    assert torch.equal(grad_cam(learner.train(), images, 0), expected)
+    assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
