@@ -10,7 +10,7 @@ from torch import nn
 import tl_tutorial as tl
 from tl_tutorial.backbones import Network, Preprocess, blocks, replace_head, small_cnn
 from tl_tutorial.efficientnet import LITE0_SHA256, EfficientNetLite0, InvertedResidual, SameConv, lite0_file, load_lite0
-from tl_tutorial.freezing import check_frozen, freeze, freeze_statistics, parameter_groups, snapshot, unfreeze
+from tl_tutorial.freezing import check_frozen, freeze, freeze_statistics, layers, parameter_groups, snapshot, unfreeze
 
 # EfficientNet-Lite0
 
@@ -199,3 +199,8 @@ def test_preprocessing_is_sound() -> None:
         with pytest.raises(tl.ModelError, match="1 or 3 numbers each, std above 0"):
             Preprocess(mean, std)
     assert Preprocess((0.5,), (0.5,)).size == 224 and Preprocess().least == 32
+
+
+def test_a_norm_that_stands_first_is_a_layer_of_its_own() -> None:
+    body = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))
+    assert [len(row) for row in layers(body)] == [2, 4] # the other belongs to the convolution before it
