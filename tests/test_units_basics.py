@@ -177,3 +177,19 @@ def test_claims_are_reported_at_full_scale_in_a_kernel_and_once(monkeypatch: pyt
         report_claims(full)
         report_claims(full)
         assert len(kernel.ast_transformers) == count and sum(isinstance(t, Claims) for t in kernel.ast_transformers) == full
+
+
+def test_of_very_many_fonts_some_are_searched_for_a_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from matplotlib import font_manager
+
+    from tl_tutorial import figures
+
+    seen: list[str] = []
+    fonts = [SimpleNamespace(name=f"{number:03}", style="normal", fname=f"{number}") for number in range(400)]
+    monkeypatch.setattr(font_manager, "findfont", lambda *_, **__: "own")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
+    monkeypatch.setattr(figures, "_has", lambda file: seen.append(file) or frozenset())
+    assert figures._fonts(["\u732b"]) == ([], {0x732b}) and len(seen) == 1 + 300
+    assert figures._fonts([]) == ([], set()) and len(seen) == 2 + 300

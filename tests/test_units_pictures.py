@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ import tl_tutorial as tl
 from tl_tutorial.backbones import Preprocess
 from tl_tutorial.batches import AUGMENTATIONS, Augmentation, Batches, augment, augmentation_for, uniforms
 from tl_tutorial.datasets import SHAPES, cache_home, cifar10, digits, draw_shapes, shapes, write_folder
+from tl_tutorial.facts import near
 from tl_tutorial.folder import Item, find_images
-from tl_tutorial.material import gather, pick_size
+from tl_tutorial.material import Material, gather, pick_size
 from tl_tutorial.pixels import load_pixels, read_image, to_square
 
 # Batches
@@ -352,3 +354,18 @@ def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
     for name, words in (("file", "not a folder"), ("gone", "there is no such folder")):
         with pytest.raises(tl.DataError, match=words):
             tl.scan(tmp_path / name)
+
+
+def test_batches_are_made_where_the_network_is() -> None:
+    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1])
+    material = Material(images, labels, images, labels, 8, 2, device="meta")
+    for made in (material.train(tl.Settings()), material.train(tl.Settings(), still=True), material.valid()):
+        assert made is not None and made.device == torch.device("meta")
+
+
+@pytest.mark.parametrize("splits", [("train", "train"), ("train", "valid")])
+def test_of_pictures_that_look_alike_it_is_said_whether_they_stand_in_two_splits(splits: tuple[str, str]) -> None:
+    facts = [SimpleNamespace(hash=7, thumbnail=np.zeros((8, 8)), digest=name, item=SimpleNamespace(path=Path(name), split=split))
+             for name, split in zip(("a.png", "b.png"), splits, strict=True)]
+    found, = near(facts)
+    assert found.path == "b.png" and found.why == "looks like a.png" + (" in another split" if splits[1] == "valid" else "")

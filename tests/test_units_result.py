@@ -13,7 +13,7 @@ import tl_tutorial as tl
 from tl_tutorial.backbones import Network, Preprocess
 from tl_tutorial.checkpoints import read_file, restore, store, write_file
 from tl_tutorial.classifier import Classifier, Prediction, Predictions
-from tl_tutorial.explaining import grad_cam, nearest, overlay
+from tl_tutorial.explaining import as_maps, grad_cam, nearest, overlay
 from tl_tutorial.metrics import calibration_bins, calibration_error, evaluation, fit_temperature, softmax
 
 CLASSES = ("blue", "green", "red")
@@ -228,3 +228,8 @@ def test_grad_cam_looks_with_finished_statistics_and_changes_none() -> None:
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     assert torch.equal(grad_cam(learner.train(), images, 0), expected)
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+
+
+def test_what_belongs_to_other_pictures_is_no_map() -> None:
+    assert as_maps(torch.zeros(3, 4, 7, 7), torch.zeros(2, 3, 224, 224)) is None
+    assert as_maps(torch.zeros(2, 4, 7, 7), torch.zeros(2, 3, 224, 224)) is not None
