@@ -74,7 +74,7 @@ def of_kind(
 def as_path(
     value: Any, # Text, bytes or a path object; ~ is the home folder
     name: str = "path", # The argument's name
-    remedy: str = "give a path as text or as a pathlib.Path", # What to give instead
+    remedy: str = "give a path, or . for the working folder", # What to give instead
 ) -> Path: # With ~ expanded
     "A path as it is meant; anything else, an empty text, or one with a NUL in it is a SettingsError."
     text = os.fsdecode(of_kind(value, name, (str, bytes, os.PathLike), remedy))
