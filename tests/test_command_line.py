@@ -332,15 +332,20 @@ def test_the_demo_gives_its_rival_as_many_epochs_as_fit_into_the_same_time(monke
     from tl_tutorial import demo
 
     asked: list[dict] = []
+    now = [0.0]
     rows = [{"stage": "probe", "seconds": 9.0}, *({"stage": "fine-tune", "seconds": 2.0} for _ in range(2))]
-    clock = iter((0.0, 20.0))
 
     def train(folder: object, **knobs: object) -> object:
         asked.append(knobs)
+        now[0] = 20.0
         return SimpleNamespace(history=rows) if len(asked) == 1 else 1 / 0
 
-    for name, stand_in in {"fine_tune": train, "_halves": str, "check": str, "time": SimpleNamespace(monotonic=lambda: next(clock))}.items():
+    for name, stand_in in {"fine_tune": train, "_halves": str, "check": str, "time": SimpleNamespace(monotonic=lambda: now[0])}.items():
         monkeypatch.setattr(demo, name, stand_in)
     with pytest.raises(ZeroDivisionError):
         demo.demo(tmp_path / "m.safetensors", 2, seed=7)
     assert asked[0]["epochs"] == 2 and asked[1]["epochs"] == asked[1]["patience"] == 10 and asked[0]["seed"] == asked[1]["seed"] == 7
+    signals, stop = asked[0]["stop"], asked[1]["stop"] # it ends after as long again, or when somebody asks
+    said = [(now.__setitem__(0, second), stop())[1] for second in (20.0, 39.0, 41.0, 30.0)]
+    signals.signal = 15
+    assert said == [False, False, True, False] and stop()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tl_tutorial import cli
+from tl_tutorial.settings import DataError, SettingsError
 
 SMALL = ("--arch", "small_cnn", "--size", "16", "--epochs", "1", "--device", "cpu")
 
@@ -51,3 +52,7 @@ def test_exit_codes(colours: Path, own_place: Path, capsys: pytest.CaptureFixtur
         with pytest.raises(SystemExit) as ended:
             cli.main(usage)
         assert ended.value.code == 2
+
+
+def test_the_exit_code_of_an_interrupt_tells_its_signal() -> None:
+    assert [cli._ended(error) for error in (KeyboardInterrupt(), KeyboardInterrupt(15), MemoryError(), SettingsError("a"), DataError("b"))] == [130, 143, 1, 2, 1]
