@@ -249,3 +249,10 @@ def test_bytes_are_opened_as_the_formats_that_are_read_and_as_no_other(kind: str
     Image.new("RGB", (16, 16), (200, 30, 30)).save(written, kind)
     items, left = listed([written.getvalue()], "skip", 50)
     assert not items and "no image which can be read" in str(left[0])
+
+
+@pytest.mark.parametrize("pattern", ["photos/*.jpg", "photos/?.jpg", "photos/cat/*"])
+def test_a_pattern_that_no_shell_has_expanded_is_called_one(pattern: str) -> None:
+    _, left = listed([pattern], "skip", 50)
+    assert "the files that the pattern means" in str(left[0])
+    assert "the pattern" not in str(listed(["photos/gone.jpg"], "skip", 50)[1][0])
