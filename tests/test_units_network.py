@@ -204,3 +204,16 @@ def test_preprocessing_is_sound() -> None:
 def test_a_norm_that_stands_first_is_a_layer_of_its_own() -> None:
     body = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))
     assert [len(row) for row in layers(body)] == [2, 4] # the other belongs to the convolution before it
+
+
+def test_what_belongs_to_no_layer_learns_with_the_first() -> None:
+    class Tokens(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(*(nn.Sequential(nn.Conv2d(3, 3, 1)) for _ in range(3)))
+            self.token = nn.Parameter(torch.zeros(1, 3, 1, 1))
+
+    learner = Network(Tokens(), 3, 2, Preprocess())
+    groups = parameter_groups(learner, 1.0, 0.5)
+    assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in learner.parameters()}
+    own, = (group for group in groups if any(p is learner.body.token for p in group["params"]))
+    assert own["lr"] == own["peak"] == min(group["lr"] for group in groups) == 0.5**2 and own["weight_decay"] == 0
