@@ -349,3 +349,12 @@ def test_the_demo_gives_its_rival_as_many_epochs_as_fit_into_the_same_time(monke
     said = [(now.__setitem__(0, second), stop())[1] for second in (20.0, 39.0, 41.0, 30.0)]
     signals.signal = 15
     assert said == [False, False, True, False] and stop()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="what is open cannot be counted here")
+def test_a_command_leaves_nothing_open(capsys: pytest.CaptureFixture) -> None:
+    opened = lambda: len(list(Path("/proc/self/fd").iterdir()))
+    before = opened()
+    for _ in range(3):
+        cli.main(["check", "no such folder"])
+    assert opened() == before

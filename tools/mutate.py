@@ -44,9 +44,9 @@ RESULTS = ROOT / "tools/mutation_results.tsv"
 
 # Tests concerned, quick ones first, beside the room's own notebook; test_house and the like would notice every edit.
 CONCERNED = {
-    "settings": "units_basics oracles", "figures": "units_basics", "exercises": "units_basics", "claims": "units_basics",
+    "settings": "units_basics oracles settings_in", "figures": "units_basics", "exercises": "units_basics", "claims": "units_basics",
     "datasets": "units_pictures faults/test_files", "pixels": "units_pictures faults/test_files", "cli": "units_cli faults/test_misuse",
-    "folder": "units_pictures faults/test_folders", "report": "units_pictures faults/test_folders",
+    "folder": "units_pictures faults/test_folders folders_in", "report": "units_pictures faults/test_folders",
     "material": "units_pictures second_reading", "batches": "units_pictures oracles", "efficientnet": "units_network",
     "explaining": "units_result", "backbones": "units_network networks", "freezing": "units_network networks depth",
     "metrics": "units_result oracles", "checkpoints": "units_result faults/test_checkpoints",
