@@ -1,5 +1,6 @@
 """What may be asked, what comes back, and how large it may become."""
 
+import csv
 import io
 import os
 import sys
@@ -256,3 +257,13 @@ def test_a_pattern_that_no_shell_has_expanded_is_called_one(pattern: str) -> Non
     _, left = listed([pattern], "skip", 50)
     assert "the files that the pattern means" in str(left[0])
     assert "the pattern" not in str(listed(["photos/gone.jpg"], "skip", 50)[1][0])
+
+
+@pytest.mark.parametrize("name", ["=1+1", " =1+1", "\t=1", "\tplain", "\u3000@sum", "+1", "-2", "@a", "plain", " plain", "a=b"])
+def test_what_a_spreadsheet_would_run_is_guarded_also_behind_spaces(name: str) -> None:
+    from tl_tutorial.answers import table
+
+    cells = {"path": Prediction(Path(name), "cat", 1.0, {}), "label": Prediction(None, name, 1.0, {})}
+    for column, guard in (("path", "./"), ("label", "'")):
+        row, = csv.DictReader(io.StringIO(table(Predictions([cells[column]]))))
+        assert row[column] == (name if name in ("plain", " plain", "a=b") else guard + name)
