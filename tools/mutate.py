@@ -48,7 +48,7 @@ CONCERNED = {
     "datasets": "units_pictures faults/test_files", "pixels": "units_pictures faults/test_files", "cli": "units_cli faults/test_misuse",
     "folder": "units_pictures faults/test_folders folders_in", "report": "units_pictures faults/test_folders",
     "material": "units_pictures second_reading", "batches": "units_pictures oracles", "efficientnet": "units_network",
-    "explaining": "units_result", "backbones": "units_network networks", "freezing": "units_network networks depth",
+    "explaining": "units_result gradcam_kinds", "backbones": "units_network networks", "freezing": "units_network networks depth",
     "metrics": "units_result oracles", "checkpoints": "units_result faults/test_checkpoints",
     "classifier": "units_result units_onnx second_reading", "steps": "units_learning second_reading",
     "training": "units_learning second_reading", "recipes": "units_learning second_reading", "fine_tuning": "units_learning second_reading",
