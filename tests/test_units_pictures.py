@@ -369,3 +369,9 @@ def test_of_pictures_that_look_alike_it_is_said_whether_they_stand_in_two_splits
              for name, split in zip(("a.png", "b.png"), splits, strict=True)]
     found, = near(facts)
     assert found.path == "b.png" and found.why == "looks like a.png" + (" in another split" if splits[1] == "valid" else "")
+
+
+@pytest.mark.parametrize("limit", ["big", True, None])
+def test_a_limit_for_pictures_is_a_number(limit: object, tmp_path: Path) -> None:
+    with pytest.raises(tl.SettingsError, match="max_megapixels = .*; give a number of million pixels"):
+        tl.check(tmp_path, max_megapixels=limit)
