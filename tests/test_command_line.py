@@ -358,3 +358,15 @@ def test_a_command_leaves_nothing_open(capsys: pytest.CaptureFixture) -> None:
     for _ in range(3):
         cli.main(["check", "no such folder"])
     assert opened() == before
+
+
+def test_the_demo_calls_epochs_and_other_rows_by_their_names(capsys: pytest.CaptureFixture) -> None:
+    from types import SimpleNamespace
+
+    from tl_tutorial import demo
+
+    rows = [{"stage": stage, "epoch": epoch, "valid_loss": 0.5, "valid_accuracy": 0.9} for epoch, stage in enumerate(("probe", "fine-tune"))]
+    one = SimpleNamespace(history=rows, evaluate=lambda folder: SimpleNamespace(accuracy=0.9, interval=(0.8, 0.95), total=10))
+    demo._compared(one, one, None, 5.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("probe ") and lines[1].startswith("epoch 1 ")
