@@ -375,3 +375,11 @@ def test_of_pictures_that_look_alike_it_is_said_whether_they_stand_in_two_splits
 def test_a_limit_for_pictures_is_a_number(limit: object, tmp_path: Path) -> None:
     with pytest.raises(tl.SettingsError, match="max_megapixels = .*; give a number of million pixels"):
         tl.check(tmp_path, max_megapixels=limit)
+
+
+def test_many_processes_share_the_steps_and_look_at_all_pictures() -> None:
+    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1])
+    material = Material(images, labels, images, labels, 8, 2, shard=(0, 99))
+    assert material.train(tl.Settings(), still=True).shard == (0, 1)
+    with pytest.raises(tl.DeviceError, match="99 processes cannot share batches of 4 pictures"):
+        material.train(tl.Settings())
