@@ -558,3 +558,10 @@ def test_of_signals_that_were_ignored_only_a_hang_up_stays_so(number: signal.Sig
         assert signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, before)
+
+
+def test_a_fall_behind_the_lowest_loss_is_no_suggestion() -> None:
+    from tl_tutorial.recipes import _steepest
+
+    loss = np.concatenate([np.linspace(2, 1, 31), np.full(3, 5.0), np.linspace(5, 1.5, 6), np.full(20, 1.5)])
+    assert _steepest(np.arange(60.0), loss) <= 30

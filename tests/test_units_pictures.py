@@ -383,3 +383,10 @@ def test_many_processes_share_the_steps_and_look_at_all_pictures() -> None:
     assert material.train(tl.Settings(), still=True).shard == (0, 1)
     with pytest.raises(tl.DeviceError, match="99 processes cannot share batches of 4 pictures"):
         material.train(tl.Settings())
+
+
+@pytest.mark.parametrize(("bits", "white"), [(12, 4095), (16, 65535), (24, 65535)])
+def test_white_is_as_many_bits_as_the_file_says(bits: int, white: int) -> None:
+    from tl_tutorial.opening import _white
+
+    assert _white(SimpleNamespace(mode="I;16", format="TIFF", tag_v2={258: (bits,)}), 0.9 * white) == (white, "")
