@@ -1,5 +1,6 @@
 """What may be asked, what comes back, and how large it may become."""
 
+import csv
 import io
 import os
 import sys
@@ -241,3 +242,28 @@ def test_listed_gives_what_a_folder_held_besides(root: Path) -> None:
     (root / "cat" / "a.heic").write_bytes(b"x")
     items, problems = listed([root, root / "cat" / "0.png"])
     assert len(items) == 7 and [Path(p.path).name for p in problems] == ["a.heic"]
+
+
+@pytest.mark.parametrize("kind", ["ico", "tga", "pcx"])
+def test_bytes_are_opened_as_the_formats_that_are_read_and_as_no_other(kind: str) -> None:
+    written = io.BytesIO()
+    Image.new("RGB", (16, 16), (200, 30, 30)).save(written, kind)
+    items, left = listed([written.getvalue()], "skip", 50)
+    assert not items and "no image which can be read" in str(left[0])
+
+
+@pytest.mark.parametrize("pattern", ["photos/*.jpg", "photos/?.jpg", "photos/cat/*"])
+def test_a_pattern_that_no_shell_has_expanded_is_called_one(pattern: str) -> None:
+    _, left = listed([pattern], "skip", 50)
+    assert "the files that the pattern means" in str(left[0])
+    assert "the pattern" not in str(listed(["photos/gone.jpg"], "skip", 50)[1][0])
+
+
+@pytest.mark.parametrize("name", ["=1+1", " =1+1", "\t=1", "\tplain", "\u3000@sum", "+1", "-2", "@a", "plain", " plain", "a=b"])
+def test_what_a_spreadsheet_would_run_is_guarded_also_behind_spaces(name: str) -> None:
+    from tl_tutorial.answers import table
+
+    cells = {"path": Prediction(Path(name), "cat", 1.0, {}), "label": Prediction(None, name, 1.0, {})}
+    for column, guard in (("path", "./"), ("label", "'")):
+        row, = csv.DictReader(io.StringIO(table(Predictions([cells[column]]))))
+        assert row[column] == (name if name in ("plain", " plain", "a=b") else guard + name)

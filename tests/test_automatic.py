@@ -108,7 +108,7 @@ def test_the_panel_saves_loads_explains_freezes_and_takes_a_step(tmp_path: Path)
     assert again.network.arch == "panel"
     assert again.predict(picture)[0].probabilities == clf.predict(picture)[0].probabilities
     heat = clf.explain(picture, "b").data["heat"]
-    assert heat.shape == (64, 64) and 0 <= heat.min() and heat.max() == 1
+    assert heat.shape == (64, 64) and heat.min() >= 0 and heat.max() == 1
     beside: list[torch.Tensor] = []
     network.body.beside.register_forward_hook(lambda _m, _i, out: beside.append(out))  # type: ignore[union-attr, operator]
     network(torch.rand(1, 3, 64, 64))

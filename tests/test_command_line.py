@@ -214,10 +214,10 @@ def test_no_bars_in_a_log(capsys: pytest.CaptureFixture, monkeypatch: pytest.Mon
         for k in range(12):
             time.sleep(0.1)
             yield k
-    assert list(track(slow(), 12, "looking")) == list(range(12))
+    assert list(track(slow(), 12, label="looking")) == list(range(12))
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert list(track(slow(), 12, "looking")) == list(range(12))
+    assert list(track(slow(), 12, label="looking")) == list(range(12))
     assert "looking" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stderr", None)
     assert list(track([1], 1)) == [1]
@@ -325,3 +325,49 @@ def test_arguments_in_messages_are_named_as_flags_too(root: Path, capsys: pytest
     assert cli.main(["train", "photos", *SMALL, "--out", "t.safetensors"]) == 1
     assert "on_bad='skip' (--on-bad skip)" in capsys.readouterr().err
     assert cli.main(["train", "photos", *SMALL, "--out", "t.safetensors", "--on-bad", "skip"]) == 0 # the remedy
+
+
+def test_the_demo_gives_its_rival_as_many_epochs_as_fit_into_the_same_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from tl_tutorial import demo
+
+    asked: list[dict] = []
+    now = [0.0]
+    rows = [{"stage": "probe", "seconds": 9.0}, *({"stage": "fine-tune", "seconds": 2.0} for _ in range(2))]
+
+    def train(folder: object, **knobs: object) -> object:
+        asked.append(knobs)
+        now[0] = 20.0
+        return SimpleNamespace(history=rows) if len(asked) == 1 else 1 / 0
+
+    for name, stand_in in {"fine_tune": train, "_halves": str, "check": str, "time": SimpleNamespace(monotonic=lambda: now[0])}.items():
+        monkeypatch.setattr(demo, name, stand_in)
+    with pytest.raises(ZeroDivisionError):
+        demo.demo(tmp_path / "m.safetensors", 2, seed=7)
+    assert asked[0]["epochs"] == 2 and asked[1]["epochs"] == asked[1]["patience"] == 10 and asked[0]["seed"] == asked[1]["seed"] == 7
+    signals, stop = asked[0]["stop"], asked[1]["stop"] # it ends after as long again, or when somebody asks
+    said = [(now.__setitem__(0, second), stop())[1] for second in (20.0, 39.0, 41.0, 30.0)]
+    signals.signal = 15
+    assert said == [False, False, True, False] and stop()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="what is open cannot be counted here")
+def test_a_command_leaves_nothing_open(capsys: pytest.CaptureFixture) -> None:
+    opened = lambda: len(list(Path("/proc/self/fd").iterdir()))
+    before = opened()
+    for _ in range(3):
+        cli.main(["check", "no such folder"])
+    assert opened() == before
+
+
+def test_the_demo_calls_epochs_and_other_rows_by_their_names(capsys: pytest.CaptureFixture) -> None:
+    from types import SimpleNamespace
+
+    from tl_tutorial import demo
+
+    rows = [{"stage": stage, "epoch": epoch, "valid_loss": 0.5, "valid_accuracy": 0.9} for epoch, stage in enumerate(("probe", "fine-tune"))]
+    one = SimpleNamespace(history=rows, evaluate=lambda folder: SimpleNamespace(accuracy=0.9, interval=(0.8, 0.95), total=10))
+    demo._compared(one, one, None, 5.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("probe ") and lines[1].startswith("epoch 1 ")

@@ -315,3 +315,17 @@ def test_a_hang_up_with_both_streams_dead_still_saves_and_says_129(root: Path, m
     monkeypatch.setattr(steps.Run, "learn", learn)
     assert train(root, "m.safetensors", "--epochs", 3) == 129
     assert tl.load("m.safetensors").interrupted and Path("m.history.jsonl").exists()
+
+
+def test_weights_that_settings_ini_names_are_an_input_too() -> None:
+    from safetensors.torch import save_file
+
+    from tl_tutorial.results import places
+
+    save_file({"w": torch.zeros(1)}, "start.safetensors")
+    assert places("start.safetensors") == Path("start.safetensors") # an older result may be replaced
+    for said in ("start.safetensors", "./start.safetensors"):
+        Path("settings.ini").write_text(f"[model]\nweights = {said}\n")
+        with pytest.raises(tl.SettingsError, match="is read in this run and would be lost"):
+            places("start.safetensors")
+    assert places("start.safetensors", weights="none") == Path("start.safetensors") # the argument wins

@@ -407,3 +407,17 @@ def test_each_file_is_digested_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(room, "digest", lambda path: seen.append(path) or real(path))
     collected(root)
     assert len(seen) == 6
+
+
+def test_folders_inside_each_other_are_read_to_a_depth_that_is_said(tmp_path: Path) -> None:
+    from tl_tutorial.entries import DEEPEST, Problem, endings, image_files
+
+    place, passed = tmp_path / "root", list[Problem]()
+    for number in range(DEEPEST + 2): # the root, fifty folders, and one more
+        place.mkdir()
+        if number >= DEEPEST:
+            Image.new("RGB", (8, 8)).save(place / f"{number}.png")
+        place = place / "in"
+    root = tmp_path / "root"
+    found = [path.name for path in image_files(root, root.resolve(), endings(), passed)]
+    assert found == [f"{DEEPEST}.png"] and [problem.kind for problem in passed] == ["too deep"]

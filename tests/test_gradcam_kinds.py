@@ -104,7 +104,7 @@ def test_which_axes_are_those_of_a_picture(shape: tuple[int, ...], wanted: tuple
 
 def test_the_grid_of_patches_tells_registers_from_patches() -> None:
     tokens = torch.arange(2 * 54 * 3.0).view(2, 54, 3)
-    maps = as_maps(tokens, torch.zeros(2, 3, 224, 224), (7, 7))
+    maps = as_maps(tokens, torch.zeros(2, 3, 224, 224), patches=(7, 7))
     assert maps is not None and torch.equal(maps[1, :, 2, 4], tokens[1, 5 + 2 * 7 + 4])
 
 

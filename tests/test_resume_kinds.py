@@ -348,3 +348,9 @@ def test_a_run_survives_a_terminal_that_is_gone(colours: Path, monkeypatch: pyte
     for stream in (Gone(), None):
         monkeypatch.setattr(sys, "stderr", stream)
         say(tl.Event("epoch", 1, 1, {"epoch": 1, "train_loss": 1.0, "seconds": 1.0}))
+
+
+def test_a_folder_that_cannot_be_made_is_named() -> None:
+    Path("a file").write_text("")
+    with pytest.raises(tl.TrainingError, match=r"a file/run: cannot keep the run's state \(Not a directory\); choose another folder"), States(Path("a file/run")):
+        pass

@@ -119,7 +119,7 @@ def test_what_says_its_name_is_taken() -> None:
     assert tl.Settings(weights=Path("w.pth")).weights == "w.pth" and str(pick_device(torch.device("cpu"))) == "cpu"
 
 
-@pytest.mark.parametrize("value", [None, 5, True, ["a"], {"cat": []}, b"a", "", object()])
+@pytest.mark.parametrize("value", [None, 5, True, ["a"], {"cat": []}, "", b"", " ", "a\0b", object()])
 def test_a_path_argument_is_named(value: object) -> None:
     with pytest.raises(tl.SettingsError, match=r"^folder.*; give a folder$"):
         as_path(value, "folder", "give a folder")

@@ -128,7 +128,7 @@ def test_figures_are_drawn_in_the_style_and_leave_matplotlib_alone() -> None:
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    figure, axes = new_figure(2, 3, (5, 4))
+    figure, axes = new_figure(2, 3, size=(5, 4))
     assert axes.shape == (2, 3) and figure.get_size_inches().tolist() == [5, 4] and new_figure()[0].get_size_inches().tolist() == [6.4, 3.4]
     assert not axes[0, 0].spines["top"].get_visible() and not axes[0, 0].spines["right"].get_visible() and dict(mpl.rcParams) == before
     with style():
@@ -177,3 +177,19 @@ def test_claims_are_reported_at_full_scale_in_a_kernel_and_once(monkeypatch: pyt
         report_claims(full)
         report_claims(full)
         assert len(kernel.ast_transformers) == count and sum(isinstance(t, Claims) for t in kernel.ast_transformers) == full
+
+
+def test_of_very_many_fonts_some_are_searched_for_a_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from matplotlib import font_manager
+
+    from tl_tutorial import figures
+
+    seen: list[str] = []
+    fonts = [SimpleNamespace(name=f"{number:03}", style="normal", fname=f"{number}") for number in range(400)]
+    monkeypatch.setattr(font_manager, "findfont", lambda *_, **__: "own")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
+    monkeypatch.setattr(figures, "_has", lambda file: seen.append(file) or frozenset())
+    assert figures._fonts(["\u732b"]) == ([], {0x732b}) and len(seen) == 1 + 300
+    assert figures._fonts([]) == ([], set()) and len(seen) == 2 + 300

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tl_tutorial import cli
+from tl_tutorial.settings import DataError, SettingsError, TrainingError
 
 SMALL = ("--arch", "small_cnn", "--size", "16", "--epochs", "1", "--device", "cpu")
 
@@ -51,3 +52,16 @@ def test_exit_codes(colours: Path, own_place: Path, capsys: pytest.CaptureFixtur
         with pytest.raises(SystemExit) as ended:
             cli.main(usage)
         assert ended.value.code == 2
+
+
+def test_the_exit_code_of_an_interrupt_tells_its_signal() -> None:
+    assert [cli._ended(error) for error in (KeyboardInterrupt(), KeyboardInterrupt(15), MemoryError(), SettingsError("a"), DataError("b"))] == [130, 143, 1, 2, 1]
+
+
+def test_a_training_that_fails_before_it_learned_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TrainingError("a: b; c")
+
+    monkeypatch.setattr("tl_tutorial.fine_tuning.fine_tune", fail)
+    assert cli.main(["train", "photos", "--out", "m.safetensors"]) == 1
+    assert capsys.readouterr().err.splitlines() == ["tl-tutorial: a: b; c"] # no last good weights are promised

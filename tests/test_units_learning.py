@@ -1,6 +1,8 @@
 """Learning in miniature: what each knob of a run does, seen from outside, on pictures of 8 to 16 pixels."""
 
 import math
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from tl_tutorial.batches import Batches
 from tl_tutorial.freezing import snapshot
 from tl_tutorial.material import gather
 from tl_tutorial.metrics import wilson
+from tl_tutorial.processes import Peers
 from tl_tutorial.recipes import default_epochs, default_rate, features, fit_head, probe, probe_then_tune
 from tl_tutorial.settings import Settings
-from tl_tutorial.steps import balance, in_parts, losses, predict_logits, rate_factor
+from tl_tutorial.steps import Run, balance, in_parts, losses, predict_logits, rate_factor
+from tl_tutorial.training import StopSignals
 
 COUNT, SIDE = 24, 8
 State = dict[str, torch.Tensor]
@@ -518,3 +522,46 @@ class Poison(nn.Module):
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         self.calls += self.training
         return maps * (float("nan") if self.training and self.calls == 2 else 1.0)
+
+
+@pytest.mark.parametrize("good", [0, 1, 3])
+def test_the_rate_finder_keeps_what_lower_rates_showed(good: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([2.0, 1.9, 1.8][:good])
+
+    def learn(run: Run, batch: object) -> float:
+        if (loss := next(losses, None)) is None:
+            raise tl.TrainingError("the loss is not finite; lower lr")
+        return loss
+
+    monkeypatch.setattr(Run, "learn", learn)
+    if good:
+        assert len(tl.find_rate(network(), batches(), Settings()).rates) == good
+    else:
+        with pytest.raises(tl.TrainingError, match="not finite"):
+            tl.find_rate(network(), batches(), Settings())
+
+
+def test_processes_exchange_on_a_gpu_or_on_the_cpu() -> None:
+    assert [Peers(device=device).device.type for device in ("cpu", "cuda", "mps", "meta")] == ["cpu", "cuda", "cpu", "cpu"]
+
+
+@pytest.mark.parametrize(("number", "heard"), [(signal.SIGINT, True), (signal.SIGTERM, True), (getattr(signal, "SIGHUP", None), False)], ids=str)
+def test_of_signals_that_were_ignored_only_a_hang_up_stays_so(number: signal.Signals | None, heard: bool) -> None:
+    "A shell's background jobs ignore Ctrl-C, and nohup's ignore the hang-up, which is what was asked for."
+    if number is None:
+        pytest.skip("no such signal here")
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with StopSignals() as asked:
+            os.kill(os.getpid(), number)
+            assert asked() is heard
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_fall_behind_the_lowest_loss_is_no_suggestion() -> None:
+    from tl_tutorial.recipes import _steepest
+
+    loss = np.concatenate([np.linspace(2, 1, 31), np.full(3, 5.0), np.linspace(5, 1.5, 6), np.full(20, 1.5)])
+    assert _steepest(np.arange(60.0), loss) <= 30

@@ -10,7 +10,7 @@ from torch import nn
 import tl_tutorial as tl
 from tl_tutorial.backbones import Network, Preprocess, blocks, replace_head, small_cnn
 from tl_tutorial.efficientnet import LITE0_SHA256, EfficientNetLite0, InvertedResidual, SameConv, lite0_file, load_lite0
-from tl_tutorial.freezing import check_frozen, freeze, freeze_statistics, parameter_groups, snapshot, unfreeze
+from tl_tutorial.freezing import check_frozen, freeze, freeze_statistics, layers, parameter_groups, snapshot, unfreeze
 
 # EfficientNet-Lite0
 
@@ -199,3 +199,21 @@ def test_preprocessing_is_sound() -> None:
         with pytest.raises(tl.ModelError, match="1 or 3 numbers each, std above 0"):
             Preprocess(mean, std)
     assert Preprocess((0.5,), (0.5,)).size == 224 and Preprocess().least == 32
+
+
+def test_a_norm_that_stands_first_is_a_layer_of_its_own() -> None:
+    body = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))
+    assert [len(row) for row in layers(body)] == [2, 4] # the other belongs to the convolution before it
+
+
+def test_what_belongs_to_no_layer_learns_with_the_first() -> None:
+    class Tokens(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(*(nn.Sequential(nn.Conv2d(3, 3, 1)) for _ in range(3)))
+            self.token = nn.Parameter(torch.zeros(1, 3, 1, 1))
+
+    learner = Network(Tokens(), 3, 2, Preprocess())
+    groups = parameter_groups(learner, 1.0, 0.5)
+    assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in learner.parameters()}
+    own, = (group for group in groups if any(p is learner.body.token for p in group["params"]))
+    assert own["lr"] == own["peak"] == min(group["lr"] for group in groups) == 0.5**2 and own["weight_decay"] == 0

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ import tl_tutorial as tl
 from tl_tutorial.backbones import Preprocess
 from tl_tutorial.batches import AUGMENTATIONS, Augmentation, Batches, augment, augmentation_for, uniforms
 from tl_tutorial.datasets import SHAPES, cache_home, cifar10, digits, draw_shapes, shapes, write_folder
+from tl_tutorial.facts import near
 from tl_tutorial.folder import Item, find_images
-from tl_tutorial.material import gather, pick_size
+from tl_tutorial.material import Material, gather, pick_size
 from tl_tutorial.pixels import load_pixels, read_image, to_square
 
 # Batches
@@ -352,3 +354,39 @@ def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
     for name, words in (("file", "not a folder"), ("gone", "there is no such folder")):
         with pytest.raises(tl.DataError, match=words):
             tl.scan(tmp_path / name)
+
+
+def test_batches_are_made_where_the_network_is() -> None:
+    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1])
+    material = Material(images, labels, images, labels, 8, 2, device="meta")
+    for made in (material.train(tl.Settings()), material.train(tl.Settings(), still=True), material.valid()):
+        assert made is not None and made.device == torch.device("meta")
+
+
+@pytest.mark.parametrize("splits", [("train", "train"), ("train", "valid")])
+def test_of_pictures_that_look_alike_it_is_said_whether_they_stand_in_two_splits(splits: tuple[str, str]) -> None:
+    facts = [SimpleNamespace(hash=7, thumbnail=np.zeros((8, 8)), digest=name, item=SimpleNamespace(path=Path(name), split=split))
+             for name, split in zip(("a.png", "b.png"), splits, strict=True)]
+    found, = near(facts)
+    assert found.path == "b.png" and found.why == "looks like a.png" + (" in another split" if splits[1] == "valid" else "")
+
+
+@pytest.mark.parametrize("limit", ["big", True, None])
+def test_a_limit_for_pictures_is_a_number(limit: object, tmp_path: Path) -> None:
+    with pytest.raises(tl.SettingsError, match="max_megapixels = .*; give a number of million pixels"):
+        tl.check(tmp_path, max_megapixels=limit)
+
+
+def test_many_processes_share_the_steps_and_look_at_all_pictures() -> None:
+    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1])
+    material = Material(images, labels, images, labels, 8, 2, shard=(0, 99))
+    assert material.train(tl.Settings(), still=True).shard == (0, 1)
+    with pytest.raises(tl.DeviceError, match="99 processes cannot share batches of 4 pictures"):
+        material.train(tl.Settings())
+
+
+@pytest.mark.parametrize(("bits", "white"), [(12, 4095), (16, 65535), (24, 65535)])
+def test_white_is_as_many_bits_as_the_file_says(bits: int, white: int) -> None:
+    from tl_tutorial.opening import _white
+
+    assert _white(SimpleNamespace(mode="I;16", format="TIFF", tag_v2={258: (bits,)}), 0.9 * white) == (white, "")

@@ -13,7 +13,7 @@ import tl_tutorial as tl
 from tl_tutorial.backbones import Network, Preprocess
 from tl_tutorial.checkpoints import read_file, restore, store, write_file
 from tl_tutorial.classifier import Classifier, Prediction, Predictions
-from tl_tutorial.explaining import grad_cam, nearest, overlay
+from tl_tutorial.explaining import as_maps, grad_cam, nearest, overlay
 from tl_tutorial.metrics import calibration_bins, calibration_error, evaluation, fit_temperature, softmax
 
 CLASSES = ("blue", "green", "red")
@@ -116,9 +116,9 @@ def test_overlay_and_nearest() -> None:
     assert warm[0, 0].tolist() == [100] * 3 and warm[0, 1].tolist() == [179, 96, 30] and warm.dtype == np.uint8
     assert (warm[1, 0] > image[1, 0])[0] and warm[1, 0].tolist() != warm[0, 1].tolist()
     known = torch.tensor([[1.0, 0.0], [5.0, 5.0], [-1.0, 0.0], [0.0, 1.0]])
-    places, values = nearest(torch.tensor([[2.0, 0.1], [0.0, 3.0]]), known, 2)
+    places, values = nearest(torch.tensor([[2.0, 0.1], [0.0, 3.0]]), known, count=2)
     assert places.tolist() == [[0, 1], [3, 1]] and values[1, 0] == pytest.approx(1) and (values[:, 0] >= values[:, 1]).all()
-    assert nearest(known, known, 9)[0].shape == (4, 4) and nearest(known, known)[0].shape == (4, 4)
+    assert nearest(known, known, count=9)[0].shape == (4, 4) and nearest(known, known)[0].shape == (4, 4)
 
 
 # Metrics worked out by hand
@@ -192,7 +192,7 @@ def test_a_description_that_makes_no_sense_is_refused(name: str, tmp_path: Path)
     tensors, found = read_file(tl.fine_tune(colours_of(tmp_path), arch="small_cnn", epochs=0, size=8, progress=False).save(tmp_path / "m.safetensors"))
     for value in BAD[name]:
         write_file(tmp_path / "bad.safetensors", tensors, found | {name: value})
-        with pytest.raises(tl.ModelError, match=r"bad\.safetensors"):
+        with pytest.raises(tl.ModelError, match=r"bad\.safetensors: .*; (save it again|update)"):
             tl.load(tmp_path / "bad.safetensors")
 
 
@@ -218,3 +218,18 @@ def test_what_cannot_be_judged_is_refused() -> None:
 def test_predictions_are_a_table() -> None:
     found = Predictions([Prediction(Path("a long name.png"), "cat", 0.25, {"cat": 0.25}), Prediction(None, "dog", 0.5, {})])
     assert repr(found) == "a long name.png  0.250  cat\nimage 1          0.500  dog" and repr(Predictions()) == "no pictures"
+
+
+def test_grad_cam_looks_with_finished_statistics_and_changes_none() -> None:
+    learner = network()
+    learner.body.append(nn.BatchNorm2d(3))
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = grad_cam(learner.eval(), images, 0)
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    assert torch.equal(grad_cam(learner.train(), images, 0), expected)
+    assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+
+
+def test_what_belongs_to_other_pictures_is_no_map() -> None:
+    assert as_maps(torch.zeros(3, 4, 7, 7), torch.zeros(2, 3, 224, 224)) is None
+    assert as_maps(torch.zeros(2, 4, 7, 7), torch.zeros(2, 3, 224, 224)) is not None

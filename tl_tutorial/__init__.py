@@ -1,5 +1,7 @@
 """Transfer learning with CNNs: a course in tested notebooks, and the small fine-tuning module they export."""
 
+import os
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +19,7 @@ _ROOMS = {
     "grad_cam": "explaining", "nearest": "explaining",
     "fine_tune": "fine_tuning", "load": "classifier", "Classifier": "classifier", "Prediction": "answers",
 }
+_LIGHT = ("settings", "folder", "report", "metrics") # rooms that do without PyTorch
 __all__ = ["__version__", *_ROOMS]
 
 
@@ -24,9 +27,22 @@ def __getattr__(name: str) -> Any:
     "Import the room of a public name when it is first asked for (PEP 562)."
     if name not in _ROOMS:
         raise AttributeError(f"tl_tutorial has no {name!r}; it has {', '.join(_ROOMS)}")
+    if _ROOMS[name] not in _LIGHT and "torch" not in sys.modules:
+        _need_a_folder(name)
     value = getattr(import_module(f"tl_tutorial.{_ROOMS[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _need_a_folder(name: str) -> None:
+    "PyTorch ends the whole process when it is imported in a folder that is gone: refuse before."
+    try:
+        os.getcwd()
+    except OSError as error:
+        from .settings import DataError
+
+        raise DataError(f"{name}: the working folder was deleted, and PyTorch cannot start in it; "
+                        "change into another one with os.chdir") from error
 
 
 def __dir__() -> list[str]:

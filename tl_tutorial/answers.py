@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .files import given
 from .folder import Folder, Problem, find_images
 from .pixels import FORMATS, REPLACE, ImageProblem, shown
-from .settings import DataError, SettingsError
+from .settings import DataError, SettingsError, as_path
 
 # %% auto #0
 __all__ = ['SHOWN', 'LONG', 'FORMULA', 'ADDRESS', 'Prediction', 'Predictions', 'rows', 'table', 'encoded', 'listed']
@@ -173,7 +172,7 @@ def _no_picture(thing: Any, remedy: str) -> ImageProblem:
 def _at(path: Any, passed: list[Problem]) -> Iterable[Any]:
     "The file at a path, or the images below a folder."
     try:
-        place = given(path)
+        place = as_path(path)
     except SettingsError as error:
         why, _, remedy = str(error).partition("; ")
         yield ImageProblem("an input", "unreadable", why, remedy)

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from .batches import drawing
 from .network import Network, Preprocess, ordinary, replace_head, small_cnn, trial
-from .own import bare, from_module
+from .own import bare, expected, from_module
 from .panel import SHA256, SISTERS, Panel, lite_body
 from .pixels import shown
 from .settings import ModelError, TLError
-from .weights import Stored, fill, plain_reason, read_weights, weights_file
+from .weights import Stored, fill, plain_reason, read_weights, refuse_file, weights_file
 
 # %% auto #0
 __all__ = ['LEAST', 'create', 'blocks']
@@ -121,7 +122,7 @@ def _torchvision(
             model.aux_logits = False
     features = replace_head(model)
     if stored:
-        fill(model, stored, arch, whole - set(model.state_dict()))
+        fill(model, stored, arch, spare=whole - set(model.state_dict()))
     return model, features, preprocess
 
 LEAST = {"inception_v3": 75, "alexnet": 64, "densenet121": 64} # sides in pixels; 32 for the others
@@ -154,7 +155,7 @@ def _timm(name: str, weights: str, stored: Stored | None) -> tuple[nn.Module, in
     if stored:
         heads = config.get("classifier") or ()
         olds = tuple(f"{one}." for one in ((heads,) if isinstance(heads, str) else heads))
-        fill(body, stored, f"timm:{name}", olds)
+        fill(body, stored, f"timm:{name}", spare=olds)
     recipe = timm.data.resolve_model_data_config(body)
     channels, side = recipe["input_size"][0], recipe["input_size"][-1]
     mean, std = (tuple(recipe[which])[:channels] for which in ("mean", "std"))
@@ -208,15 +209,14 @@ def create(
     _check(arch, classes, weights, preprocess)
     module = bare(arch) if isinstance(arch, nn.Module) else None
     label = str(arch or "the network") if module is None else type(module).__name__
-    with ordinary(), torch.random.fork_rng(), _explained(label):
-        torch.manual_seed(seed)
+    with ordinary(), drawing(seed), _explained(label):
         if module is not None:
-            return from_module(module, classes, weights, preprocess, pretrained)
+            return from_module(module, classes, weights=weights, preprocess=preprocess, pretrained=pretrained)
         file = weights_file(weights)
         stored = _read(arch, file) if file else None
         name = _agreed(arch if isinstance(arch, str) else None, stored)
         if preprocess is None and stored and stored.about:
-            preprocess = Preprocess(**stored.about["preprocess"])
+            preprocess = expected(stored)
         kept = "none" if stored else str(weights)
         body, features, natural = _body(name, kept, stored, preprocess.size if preprocess else None)
         if pretrained is None:
@@ -229,9 +229,11 @@ def _check(arch: Any, classes: Any, weights: Any, preprocess: Any) -> None:
     "Refuse arguments of a wrong kind before anything is built."
     if isinstance(arch, type):
         raise ModelError(f"arch={arch.__name__}: a class; give a network made from it, {arch.__name__}(…)")
-    if not isinstance(arch, (str, nn.Module, type(None))) or arch == "":
+    if not isinstance(arch, (str, Path, nn.Module, type(None))) or arch == "":
         raise ModelError(f"arch={shown(repr(arch)[:60])}: give the name of a network, such as efficientnet_lite0 or "
                          "resnet18, or a torch.nn.Module")
+    if isinstance(arch, str | Path):
+        refuse_file(arch)
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
         raise ModelError(f"classes={shown(repr(classes)[:60])}: give a whole number, 1 or more")
     if not isinstance(weights, (str, Path)):

@@ -5,7 +5,10 @@
 # %% ../nbs/module/08_batches.ipynb #2d339461
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 # %% auto #0
-__all__ = ['AUGMENTATIONS', 'uniforms', 'Augmentation', 'augmentation_for', 'augment', 'Batch', 'stored_side', 'Batches']
+__all__ = ['AUGMENTATIONS', 'uniforms', 'drawing', 'Augmentation', 'augmentation_for', 'augment', 'Batch', 'stored_side',
+           'Batches']
 
 # %% ../nbs/module/08_batches.ipynb #e69c71d4
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -36,6 +40,27 @@ def uniforms(
         rows = _mix(key + (index.astype(np.uint64) + np.uint64(1)) * golden)
         mixed = _mix(rows[:, None] + np.arange(1, count + 1, dtype=np.uint64) * golden)
     return (mixed >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+
+# %% ../nbs/module/08_batches.ipynb #d7a1c0e3
+_LOCKS: dict[int, Any] = {} # of each process
+
+@contextmanager
+def drawing(
+    seed: int, # Where the numbers start
+    device: torch.device | None = None, # Whose numbers are put back, beside the CPU's; None: all
+) -> Iterator[None]: # Use as `with drawing(…):`
+    "Inside, PyTorch's random numbers start from a seed, in one thread at a time; outside, they are as before."
+    gpus = None if device is None else [device] if device.type == "cuda" else []
+    with _LOCKS.setdefault(os.getpid(), threading.RLock()), torch.random.fork_rng(gpus, device_type="cuda"):
+        # fork_rng cannot ask for MPS beside the others
+        mps = torch.backends.mps.is_available() if device is None else device.type == "mps"
+        apple = torch.mps.get_rng_state() if mps else None
+        try:
+            torch.manual_seed(seed)
+            yield
+        finally:
+            if apple is not None:
+                torch.mps.set_rng_state(apple)
 
 # %% ../nbs/module/08_batches.ipynb #96774ee4
 @dataclass(frozen=True)

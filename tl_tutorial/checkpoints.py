@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from .files import SAFE, given, kind_of, write_whole
+from .files import SAFE, kind_of, write_whole
 from .pixels import shown
-from .settings import ModelError, TrainingError
+from .settings import ModelError, TrainingError, as_path
 from .weights import fingerprint as _fingerprint
 
 # %% auto #0
@@ -33,7 +33,7 @@ def write_file(
     places = Counter(value.data_ptr() for value in plain.values())
     plain = {name: value.clone() if places[value.data_ptr()] > 1 else value for name, value in plain.items()} # tied
     text = json.dumps(metadata)
-    write_whole(path, save(plain, {"tl_tutorial": text, "sha256": _fingerprint(plain, text)}), SAFE)
+    write_whole(path, save(plain, {"tl_tutorial": text, "sha256": _fingerprint(plain, text)}), kind=SAFE)
 
 # %% ../nbs/module/13_checkpoints.ipynb #9aa658b8
 def read_file(
@@ -41,7 +41,7 @@ def read_file(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]: # Tensors and metadata
     "Read a safetensors file and its metadata; runs no code from it."
     from safetensors import SafetensorError, safe_open
-    path = given(path)
+    path = as_path(path)
     _another_kind(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -82,7 +82,7 @@ def store(
     metadata: dict[str, Any], # The rest of the state
 ) -> None: # Raises TrainingError when it cannot be written
     "Keep the state of a run; the previous state stays beside it."
-    folder = given(folder, "checkpoint")
+    folder = as_path(folder, "checkpoint")
     current, previous, fresh = (folder / f"state{part}.safetensors" for part in ("", ".previous", ".new"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def restore(
     folder: str | Path, # The checkpoint folder
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None: # The newest whole state, or None when there is none
     "Read the newest state that is whole; raises ModelError when states are there but none can be read."
-    files = [given(folder, "checkpoint") / f"state{part}.safetensors" for part in (".new", "", ".previous")]
+    files = [as_path(folder, "checkpoint") / f"state{part}.safetensors" for part in (".new", "", ".previous")]
     problem = None
     for file in files:
         if file.exists():

@@ -19,7 +19,8 @@ class Claims(ast.NodeTransformer):
         claim, sides = f"At this scale it does not hold that {ast.unparse(node.test)}", numbers(node.test)
         words = ast.Constant(claim + "\n   the numbers:" * bool(sides))
         report = ast.Expr(ast.Call(ast.Name("print", ast.Load()), [words, *sides], []))
-        return ast.fix_missing_locations(ast.copy_location(ast.If(ast.UnaryOp(ast.Not(), node.test), [report], []), node))
+        turned = ast.If(ast.UnaryOp(ast.Not(), node.test), [report], [])
+        return ast.fix_missing_locations(ast.copy_location(turned, node))
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         return node

@@ -18,14 +18,13 @@ import torch
 from torch import nn
 
 from .answers import Prediction, Predictions, listed
-from .backbones import Network, Preprocess, create
+from .backbones import Network, Preprocess, create, ordinary
 from .batches import Batches
 from .checkpoints import read_file, write_file
-from .files import given
 from .folder import Folder, scan
 from .metrics import Evaluation, evaluation, softmax
 from .pixels import load_pixels, shown
-from .settings import DataError, ModelError, Settings, SettingsError, find_settings, pick_device
+from .settings import DataError, ModelError, Settings, SettingsError, as_path, find_settings, pick_device
 from .settings import read_file as read_ini
 from .steps import predict_logits, quick_format
 
@@ -92,7 +91,7 @@ class Classifier:
         on_bad: str = "error", # "skip" leaves unreadable files out and logs a warning for each
     ) -> Evaluation: # Accuracy with interval, per class, confusion, calibration, problems
         "Judge the classifier on labelled pictures; classes are matched by name."
-        found = folder if isinstance(folder, Folder) else scan(given(folder, "folder"))
+        found = folder if isinstance(folder, Folder) else scan(as_path(folder, "folder"))
         items = found.part("test") or found.part("valid") or found.part("train") or found.items
         unknown = sorted({item.label for item in items} - set(self.classes))
         if unknown:
@@ -144,7 +143,7 @@ class Classifier:
         path: str | Path, # The file; an older classifier there is replaced, nothing else is
     ) -> Path: # The same place
         "Write one safetensors file with everything in it; `load` reads it back."
-        place = given(path)
+        place = as_path(path)
         write_file(place, dict(self.network.state_dict()), _described(self))
         return place
 
@@ -254,7 +253,7 @@ def load(
     arch: nn.Module | None = None, # For a network of your own: the module it was made from
 ) -> Classifier: # Ready to use
     "Load a classifier; runs no code from the file and checks everything before use."
-    path = given(path)
+    path = as_path(path)
     if not isinstance(device, (str, torch.device)):
         raise SettingsError(f"device = {device!r}: of type {type(device).__name__}; "
                             "choose one of auto, cpu, cuda, cuda:N, mps")
@@ -270,9 +269,10 @@ def load(
     except ModelError as error:
         raise ModelError(f"{shown(path)}: {_misfit(found, error) if _newer(found) else error}") from error
     _check_tensors(path, kept["arch"], network.state_dict(), tensors)
-    network.load_state_dict(tensors)
     place = pick_device(str(device))
-    network.to(device=place, memory_format=quick_format(place)).eval()  # type: ignore[call-overload]
+    with ordinary(): # also inside torch.inference_mode, what is loaded can go on learning
+        network.load_state_dict(tensors)
+        network.to(device=place, memory_format=quick_format(place)).eval()  # type: ignore[call-overload]
     for name in ("arch", "preprocess", "pretrained"): # the network knows them
         kept.pop(name)
     return Classifier(network, **kept)

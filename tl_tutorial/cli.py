@@ -40,7 +40,7 @@ def _check(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     "tl-tutorial train"
     from tl_tutorial.results import beside, finish, places, rescue
-    out = places(args.out, args.weights, args.checkpoint)
+    out = places(args.out, weights=args.weights, checkpoint=args.checkpoint)
     from tl_tutorial.fine_tuning import fine_tune
     from tl_tutorial.training import StopSignals
     first = os.environ.get("RANK", "0") == "0" # of several processes, one writes
@@ -83,7 +83,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     "tl-tutorial export"
     from tl_tutorial.files import output
-    out = output(args.onnx, "an ONNX file", [args.model], "--onnx")
+    out = output(args.onnx, "an ONNX file", inputs=[args.model], what="--onnx")
     _loaded(args, "cpu").export_onnx(out)
     print(f"saved {out}; input images [N, 3, size, size] in 0..1, output probabilities [N, classes]")
     return 0
@@ -95,7 +95,7 @@ def _predict(args: argparse.Namespace) -> int:
     from tl_tutorial.files import output
     flow = args.csv in ("-", "/dev/stdout")
     read = [args.model, find_settings() or args.model, *args.path]
-    table = output(args.csv, "", read, "--csv") if args.csv and not flow else None
+    table = output(args.csv, inputs=read, what="--csv") if args.csv and not flow else None
     classifier = _loaded(args)
     found = classifier.predict([piped(path) for path in args.path], on_bad=args.on_bad or "skip")
     failed = None
@@ -150,7 +150,7 @@ def _demo(args: argparse.Namespace) -> int:
     from tl_tutorial.files import SAFE, output
     out = output(args.out, SAFE, what="--out")
     from tl_tutorial.demo import demo
-    return demo(out, args.epochs, read_settings(seed=args.seed).seed)
+    return demo(out, args.epochs, seed=read_settings(seed=args.seed).seed)
 
 # %% ../nbs/module/21_cli.ipynb #0b913ada
 def _parser() -> argparse.ArgumentParser:

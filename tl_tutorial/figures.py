@@ -92,6 +92,7 @@ _ONE = threading.Lock() # Matplotlib's style belongs to the whole process
 def new_figure(
     rows: int = 1, # Rows of axes
     columns: int = 1, # Columns of axes
+    *,
     size: tuple[float, float] | None = None, # Width and height in inches; None takes the style's
 ) -> tuple[Figure, np.ndarray]: # The figure, and its axes as an array [rows, columns]
     "Make an empty figure in the style of this course."
@@ -161,7 +162,7 @@ def show_images(
     "Draw images in a grid, with a title over each."
     many = images[:_MOST]
     rows = max(1, -(-len(many) // columns))
-    figure, axes = new_figure(rows, columns, (width * columns, (width + (0.25 if titles else 0)) * rows))
+    figure, axes = new_figure(rows, columns, size=(width * columns, (width + (0.25 if titles else 0)) * rows))
     labels, key, font = lettered(titles[:len(many)], 60)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -219,6 +220,7 @@ def intervals(
 def matrix(
     counts: np.ndarray, # [classes, classes], rows = truth, columns = prediction
     names: Sequence[str], # One name per class
+    *,
     size: float = 0.42, # Inches per cell
 ) -> Drawn: # The matrix; data: counts, names
     "Draw a square matrix of counts with the number in each cell."

@@ -15,30 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from .pixels import SUFFIXES, shown
-from .settings import SettingsError, TrainingError
+from .settings import SettingsError, TrainingError, as_path
 
 # %% auto #0
-__all__ = ['SAFE', 'MAGIC', 'PHOTOS', 'LOST', 'given', 'kind_of', 'output', 'write_whole']
-
-# %% ../nbs/module/125_files.ipynb #6c441a0b
-def given(
-    path: Any, # Text, bytes or a path object
-    what: str = "path", # The argument's name, for the message
-) -> Path: # With ~ replaced by the home folder
-    "A path as it is meant; raises SettingsError for what is no path."
-    if not isinstance(path, (str, bytes, os.PathLike)):
-        told = repr(path)[:60]
-        kind = type(path).__name__
-        raise SettingsError(f"{what} = {shown(told)}: of type {kind}; give a path as text or as a pathlib.Path")
-    text = os.fsdecode(path)
-    if not text.strip():
-        raise SettingsError(f"{what} is empty, as from an unset variable; give a path, or . for the working folder")
-    if "\0" in text:
-        raise SettingsError(f"{what} = {shown(text)[:60]}: holds a NUL character, which no name can; check the path")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError: # ~name of somebody who is not known here: then it is a name like any other
-        return Path(text)
+__all__ = ['SAFE', 'MAGIC', 'PHOTOS', 'LOST', 'kind_of', 'output', 'write_whole']
 
 # %% ../nbs/module/125_files.ipynb #d14a8d6a
 SAFE = "a safetensors file"
@@ -100,11 +80,12 @@ def _refuse(place: Path, kind: str) -> None:
 def output(
     path: Any, # Where a result shall go
     kind: str = "", # What will be written, in the words of `kind_of`
+    *,
     inputs: Iterable[Any] = (), # Files that are read in the same run
     what: str = "path", # The argument's name, for the message
 ) -> Path: # The same place
     "A place for a result, judged before the work begins; raises SettingsError."
-    place = given(path, what)
+    place = as_path(path, what)
     real = Path(os.path.realpath(place))
     if os.fsdecode(path).endswith(os.sep):
         raise SettingsError(f"{shown(place)}: ends like a folder; give a file in it, as in {shown(place / 'result')}")
@@ -169,10 +150,11 @@ def _commit(data: bytes, path: Path) -> None:
 def write_whole(
     path: Any, # The file; replaced only when the new one is complete
     data: bytes, # Everything that is in it
+    *,
     kind: str = "", # What it is, in the words of `kind_of`; an older file of this kind is replaced
 ) -> Path: # The same place; raises TrainingError when it cannot be written
     "Write a file, all or nothing; a link is followed, and what somebody else needs is not replaced."
-    place = given(path)
+    place = as_path(path)
     _refuse(place, kind)
     try:
         _commit(data, Path(os.path.realpath(place)))

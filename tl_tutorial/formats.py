@@ -73,55 +73,33 @@ def to_convert(
 
 # %% ../nbs/module/05_formats.ipynb #024fada9
 _CONVERT, _UNPACK, _FETCH = "convert it to JPEG or PNG", "unpack it", "download the picture again"
-_SIGNS: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"\xff\xd8", "a damaged JPEG", REPLACE),
-    (0, b"\x89PNG", "a damaged PNG", REPLACE),
-    (0, b"GIF8", "a damaged GIF", REPLACE),
-    (8, b"WEBP", "a damaged WEBP", REPLACE),
-    (0, b"II*\0\x10\0\0\0CR", "a camera's raw file (CR2)", _CONVERT),
-    (0, b"II*\0", "a TIFF that is damaged or has pixels of an unusual kind", "save it as 8-bit or 16-bit, or as PNG"),
-    (0, b"MM\0*", "a TIFF that is damaged or has pixels of an unusual kind", "save it as 8-bit or 16-bit, or as PNG"),
-    (4, b"jP  ", "a damaged JPEG 2000", REPLACE),
-    (0, b"\xff\x4f\xff\x51", "a damaged JPEG 2000", REPLACE),
-    (0, b"%PDF", "a PDF document", _CONVERT),
-    (0, b"%!", "a PostScript file", _CONVERT),
-    (0, b"8BPS", "a Photoshop file", _CONVERT),
-    (0, b"PK\3\4", "a ZIP archive or an Office document", _UNPACK),
-    (0, b"PK\5\6", "an empty ZIP archive", REPLACE),
-    (0, b"\x1f\x8b", "a gzip archive", _UNPACK),
-    (0, b"7z\xbc\xaf", "a 7-Zip archive", _UNPACK),
-    (0, b"Rar!", "a RAR archive", _UNPACK),
-    (0, b"BZh", "a bzip2 archive", _UNPACK),
-    (0, b"\xfd7zXZ", "an XZ archive", _UNPACK),
-    (257, b"ustar", "a TAR archive", _UNPACK),
-    (0, b"\0\0\1\0", "an icon (ICO)", _CONVERT),
-    (0, b"\xff\x0a", "a JPEG XL picture", _CONVERT),
-    (4, b"JXL ", "a JPEG XL picture", _CONVERT),
-    (0, b"\x1aE\xdf\xa3", "a video (Matroska or WebM)", "take pictures from it"),
-    (8, b"AVI ", "a video (AVI)", "take pictures from it"),
-    (0, b"\0\0\1\xba", "a video (MPEG)", "take pictures from it"),
-    (8, b"WAVE", "a sound (WAV)", REPLACE),
-    (0, b"ID3", "a sound (MP3)", REPLACE),
-    (0, b"OggS", "a sound or video (Ogg)", REPLACE),
-    (0, b"fLaC", "a sound (FLAC)", REPLACE),
-    (0, b"\x93NUMPY", "a NumPy array", "save it as PNG"),
-    (0, b"\x89HDF", "an HDF5 file", "save its pictures as PNG"),
-    (0, b"SIMPLE  =", "a FITS picture", _CONVERT),
-    (128, b"DICM", "a DICOM picture", _CONVERT),
-    (0, b"FUJIFILMCCD-RAW", "a camera's raw file (RAF)", _CONVERT),
-    (0, b"\x76\x2f\x31\x01", "an OpenEXR picture", _CONVERT),
-    (0, b"#?RADIANCE", "a Radiance HDR picture", _CONVERT),
-    (0, b"qoif", "a QOI picture", _CONVERT),
-    (0, b"DDS ", "a DirectDraw texture", _CONVERT),
-    (0, b"AT&TFORM", "a DjVu document", _CONVERT),
-    (0, b"\0\5\x16\7", "macOS's notes about a file, not the file", "remove it"),
-    (0, b"bplist00", "a property list of macOS", REPLACE),
-    (0, b"L\0\0\0\1\x14\2\0", "a Windows shortcut", "put the picture itself there"),
-    (0, b"SQLite format 3", "a database", REPLACE),
-    (0, b"MZ", "a Windows program", REPLACE),
-    (0, b"\x7fELF", "a program", REPLACE),
-    (0, b"BM", "a damaged BMP", REPLACE),
-)
+_SIGNS: dict[str, tuple[tuple[int, bytes, str], ...]] = { # what to do → where, which bytes, and what they tell
+    REPLACE: ((0, b"\xff\xd8", "a damaged JPEG"), (0, b"\x89PNG", "a damaged PNG"), (0, b"GIF8", "a damaged GIF"),
+              (8, b"WEBP", "a damaged WEBP"), (4, b"jP  ", "a damaged JPEG 2000"), (0, b"BM", "a damaged BMP"),
+              (0, b"\xff\x4f\xff\x51", "a damaged JPEG 2000"), (0, b"PK\5\6", "an empty ZIP archive"),
+              (8, b"WAVE", "a sound (WAV)"), (0, b"ID3", "a sound (MP3)"), (0, b"fLaC", "a sound (FLAC)"),
+              (0, b"OggS", "a sound or video (Ogg)"), (0, b"bplist00", "a property list of macOS"),
+              (0, b"SQLite format 3", "a database"), (0, b"MZ", "a Windows program"), (0, b"\x7fELF", "a program")),
+    _CONVERT: ((0, b"II*\0\x10\0\0\0CR", "a camera's raw file (CR2)"), (0, b"%PDF", "a PDF document"),
+               (0, b"FUJIFILMCCD-RAW", "a camera's raw file (RAF)"), (0, b"%!", "a PostScript file"),
+               (0, b"8BPS", "a Photoshop file"), (0, b"\0\0\1\0", "an icon (ICO)"), (4, b"JXL ", "a JPEG XL picture"),
+               (0, b"\xff\x0a", "a JPEG XL picture"), (0, b"SIMPLE  =", "a FITS picture"),
+               (0, b"qoif", "a QOI picture"), (128, b"DICM", "a DICOM picture"),
+               (0, b"\x76\x2f\x31\x01", "an OpenEXR picture"),
+               (0, b"#?RADIANCE", "a Radiance HDR picture"), (0, b"DDS ", "a DirectDraw texture"),
+               (0, b"AT&TFORM", "a DjVu document")),
+    "save it as 8-bit or 16-bit, or as PNG": tuple( # after Canon's raw files, which begin like a TIFF
+        (0, sign, "a TIFF that is damaged or has pixels of an unusual kind") for sign in (b"II*\0", b"MM\0*")),
+    _UNPACK: ((0, b"PK\3\4", "a ZIP archive or an Office document"), (0, b"\x1f\x8b", "a gzip archive"),
+              (0, b"7z\xbc\xaf", "a 7-Zip archive"), (0, b"Rar!", "a RAR archive"), (0, b"BZh", "a bzip2 archive"),
+              (0, b"\xfd7zXZ", "an XZ archive"), (257, b"ustar", "a TAR archive")),
+    "take pictures from it": ((0, b"\x1aE\xdf\xa3", "a video (Matroska or WebM)"), (8, b"AVI ", "a video (AVI)"),
+                              (0, b"\0\0\1\xba", "a video (MPEG)")),
+    "save it as PNG": ((0, b"\x93NUMPY", "a NumPy array"),),
+    "save its pictures as PNG": ((0, b"\x89HDF", "an HDF5 file"),),
+    "remove it": ((0, b"\0\5\x16\7", "macOS's notes about a file, not the file"),),
+    "put the picture itself there": ((0, b"L\0\0\0\1\x14\2\0", "a Windows shortcut"),),
+}
 _TEXTS: tuple[tuple[str, str, str], ...] = (
     (r"version https://git-lfs", "a Git LFS pointer, not the picture", "run: git lfs pull"),
     (r"[./]*git/annex|/annex/objects", "a git-annex pointer, not the picture", "run: git annex get ."),
@@ -156,7 +134,7 @@ def content(
             name = {"HEIF": "a HEIC picture", "AVIF": "an AVIF picture"}[kind]
             return (f"a damaged {name[2:].strip()}", REPLACE) if readable(kind) else (name, MISSING[kind])
         return kind, _CONVERT if "raw" in kind else "take pictures from it"
-    for place, sign, what, remedy in _SIGNS:
+    for remedy, (place, sign, what) in ((remedy, one) for remedy, some in _SIGNS.items() for one in some):
         a_text = sign in (b"BM", b"MZ", b"ID3") and head[len(sign):].isascii() and b"\0" not in head
         if head[place:place + len(sign)] == sign and not a_text:
             return what, remedy

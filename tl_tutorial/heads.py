@@ -32,7 +32,7 @@ def ridge_head(
     labels: torch.Tensor, # int64 [N]
     classes: int, # C
     *,
-    groups: Sequence[int] | None = None, # Pictures with the same number are left out together
+    groups: Sequence[int] | np.ndarray | None = None, # Pictures with the same number are left out together
     class_weights: bool = False, # Weigh each class by the inverse of its frequency
 ) -> Head: # Fitted on all pictures
     "Ridge regression on one-hot labels; its strength is chosen by leaving out one picture, or group, after another."
@@ -70,7 +70,7 @@ def _decomposed(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
         left = x @ (right[:, kept] / np.sqrt(size))
     return size, left, left.T @ y
 
-def _blocks(groups: Sequence[int] | None, count: int) -> list[np.ndarray]:
+def _blocks(groups: Sequence[int] | np.ndarray | None, count: int) -> list[np.ndarray]:
     "Rows of pictures that are left out together; singles are not listed."
     if groups is None:
         return []

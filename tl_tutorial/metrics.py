@@ -24,6 +24,7 @@ __all__ = ['wilson', 'calibration_bins', 'calibration_error', 'softmax', 'fit_te
 def wilson(
     right: int, # How many were right
     total: int, # Of how many
+    *,
     z: float = 1.959964, # Normal quantile; the default gives 95 %
 ) -> tuple[float, float]: # Low and high end, in 0..1
     "Wilson's score interval for a share (Wilson 1927)."
@@ -53,6 +54,7 @@ def calibration_bins(
 def calibration_error(
     probabilities: np.ndarray, # [N, C], rows sum to 1
     labels: np.ndarray, # Class index of each row
+    *,
     bins: int = 10, # Bins of equal width
 ) -> float: # Expected calibration error, in 0..1
     "Mean gap between confidence and accuracy (Guo et al. 2017, arXiv:1706.04599)."

@@ -5,6 +5,7 @@
 # %% ../nbs/module/106_network.ipynb #e4bda346
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from .batches import drawing
 from .settings import ModelError, TrainingError
 from .weights import plain_reason, versioned
 
@@ -31,7 +33,9 @@ class Preprocess:
     fixed: bool = False # Only the natural side can be taken
 
     def __post_init__(self) -> None:
-        if not self.std or min(self.std) <= 0 or len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        alike = len(self.mean) == len(self.std) in (1, 3)
+        if not (alike and finite and min(self.std) > 0):
             raise ModelError(f"preprocessing mean={self.mean}, std={self.std}: give 1 or 3 numbers each, std above 0")
 
     def within(self, asked: Preprocess | None) -> Preprocess: # Of the same layers
@@ -103,7 +107,7 @@ class Network(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor: # [B, 3, H, W] in 0..1 → logits [B, classes]
         found = self.features(images)
-        if not torch.is_autocast_enabled(found.device.type):
+        if found.device.type == "meta" or not torch.is_autocast_enabled(found.device.type): # meta: shapes only
             return self.head(found)
         with torch.autocast(found.device.type, enabled=False): # in 16 bits, classes would tie for the first place
             return self.head(found.float())
@@ -115,8 +119,7 @@ class Network(nn.Module):
         names: Sequence[str] = (), # Names of the classes: a row that is known by name is carried over
     ) -> Network: # It shares the body with this one
         "The same body with a new head."
-        with ordinary(), torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with ordinary(), drawing(seed):
             twin = Network(self.body, self.head.in_features, classes, self.preprocess, self.arch, self.pretrained)
         twin.known = self.known
         with torch.no_grad():
@@ -169,14 +172,15 @@ def trial(
     modes = [(part, part.training) for part in module.modules()]
     for part, _ in modes:
         part.training = False
-    state = dict(module.named_parameters()) | dict(module.named_buffers())
+    state = {f"{place}.{name}".lstrip("."): value for place, part in module.named_modules() # each layer once
+             for own in (part.named_parameters, part.named_buffers) for name, value in own(recurse=False)}
     reason = ""
     try:
         for device in ("meta", next((value.device for value in state.values()), torch.device("cpu"))):
             with ordinary(), torch.no_grad():
                 try:
                     numbers = {name: value.to(device) for name, value in state.items()}
-                    found = functional_call(module, numbers, (torch.zeros(shape, device=device),))
+                    found = functional_call(module, numbers, torch.zeros(shape, device=device), tie_weights=False)
                     return getattr(found, "shape", torch.Size()), ""
                 except Exception as error: # what somebody else's layers raise
                     short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)

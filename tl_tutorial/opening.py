@@ -96,6 +96,7 @@ def _opened(path: Path, stream: BinaryIO, max_megapixels: float) -> Image.Image:
 def decode(
     path: Any, # For the error message
     image: Image.Image, # Opened; it is decoded in place
+    *,
     at_least: int = 0, # JPEGs may be decoded smaller, but both sides stay this long (pixels); 0: full size
 ) -> None:
     "Decode the pixels, and refuse what is damaged."
@@ -176,6 +177,7 @@ def _has_alpha(image: Image.Image) -> bool:
 def to_rgb(
     path: Any, # For the error message
     image: Image.Image, # Any mode
+    *,
     source: Image.Image | None = None, # The image as it was opened, when `image` was turned since
 ) -> Image.Image: # Mode RGB
     "Convert any mode to RGB by the rules of the table above."
@@ -209,7 +211,7 @@ def look(
     path = Path(os.path.expanduser(path))
     with _file(path) as stream, SWITCHES.ours(max_megapixels * 1e6), _opened(path, stream, max_megapixels) as image:
         kind, mode, size = image.format or "", image.mode, image.size
-        decode(path, image, at_least)
+        decode(path, image, at_least=at_least)
         blurred = _judged(path, image, _whole(stream), at_least) if kind in ("JPEG", "MPO") else ""
         found = tuple(_doubts(image, blurred)) if doubts else ()
         return Picture(as_rgb(path, image), kind, mode, size, found)
@@ -225,7 +227,7 @@ def as_rgb(
 ) -> Image.Image: # 8-bit RGB, upright
     "Turn an image upright and convert it; raises ImageProblem and nothing else."
     try:
-        return to_rgb(path, _upright(image), image)
+        return to_rgb(path, _upright(image), source=image)
     except ImageProblem:
         raise
     except Exception as error:
@@ -236,6 +238,7 @@ def as_rgb(
 def read_image(
     path: str | Path, # An image file
     max_megapixels: float = 50.0, # Refuse larger images before decoding (million pixels)
+    *,
     at_least: int = 0, # JPEGs may be decoded smaller, but both sides stay this long (pixels); 0: full size
 ) -> Image.Image: # 8-bit RGB, upright
     "Read one image file as upright 8-bit RGB; raises ImageProblem and nothing else."

@@ -19,12 +19,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .network import Network, Preprocess, answers, replace_head, vectors
 from .pixels import shown
 from .settings import ModelError
-from .weights import fill, plain_reason, read_weights, weights_file
+from .weights import Stored, fill, plain_reason, read_weights, weights_file
 
 log = logging.getLogger("tl_tutorial")
 
 # %% auto #0
-__all__ = ['log', 'SIDES', 'body_of', 'bare', 'from_module']
+__all__ = ['log', 'SIDES', 'body_of', 'bare', 'expected', 'from_module']
 
 # %% ../nbs/module/107_own.ipynb #fc3c4518
 SIDES = (224, 256, 299, 384, 192, 160, 128, 112, 96, 64, 48, 32, 28, 24, 16, 8)
@@ -97,9 +97,20 @@ def _started(body: nn.Module) -> bool | None:
     seen = [bool(mean.any() or (var != 1).any()) for mean, var in pairs if mean is not None and var is not None]
     return any(seen) if seen else None
 
+def expected(
+    stored: Stored, # A saved classifier
+) -> Preprocess: # What its network expects; raises ModelError
+    "The preprocessing that a file names, if it is one that can be."
+    try:
+        return Preprocess(**(stored.about or {})["preprocess"])
+    except Exception as error: # written by someone else, it can hold anything
+        raise ModelError(f"{shown(stored.file)}: its description cannot be used ({plain_reason(error)}); "
+                         "save it again with Classifier.save") from error
+
 def from_module(
     module: nn.Module, # A classification network, or a Network; not changed
     classes: int, # Outputs of the new head
+    *,
     weights: str | Path = "default", # none: it starts from nothing; or the file of a classifier that was made from it
     preprocess: Preprocess | None = None, # What its weights expect
     pretrained: bool | None = None, # Has it learned anything? None: see
@@ -113,7 +124,7 @@ def from_module(
         if stored is None or stored.about is None:
             raise ModelError(f"weights={shown(str(weights))!r}: a module of your own comes with its weights; "
                              "load them into it first")
-        preprocess = preprocess or Preprocess(**stored.about["preprocess"])
+        preprocess = preprocess or expected(stored)
     if isinstance(module, Network): # a body that normalises already would do it twice
         body, features, name = copy.deepcopy(module.body), module.head.in_features, module.arch
         for part in body.modules(): # what an earlier run had frozen learns again

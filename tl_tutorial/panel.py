@@ -92,14 +92,16 @@ class Panel(nn.Module):
 
     def rows(self) -> list[nn.Module]:
         "The members' parts at the same relative depth together, from the picture to the features."
-        lines = [[member.stem, *member.blocks, member.top] for member in self.members]
+        members: Any = self.members
+        lines = [[member.stem, *member.blocks, member.top] for member in members]
         most = max(map(len, lines))
         cuts = [[round(k * len(line) / most) for k in range(most + 1)] for line in lines]
         return [nn.ModuleList([part for line, cut in zip(lines, cuts, strict=True) for part in line[cut[k]:cut[k + 1]]])
                 for k in range(most)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor: # [B, 3, H, W], each value in -1..1 → [B, 1280 for each member]
-        maps = self.beside([member.maps(x) for member in self.members])
+        members: Any = self.members
+        maps = self.beside([member.maps(x) for member in members])
         means = maps.mean((2, 3)).unflatten(1, (len(self.members), -1))
         return F.normalize((means.clamp(min=0) + 1e-4).sqrt(), dim=2).flatten(1) # a root at 0 would have no slope
 
@@ -129,5 +131,5 @@ def _from_file(arch: str, stored: Stored) -> EfficientNetLite0:
     ours = body.state_dict()
     if len(stored.body) == len(ours) + len(others) and not set(ours) & set(stored.body): # Google's names
         return load_lite(arch, stored.file)
-    fill(body, stored, arch, others)
+    fill(body, stored, arch, spare=others)
     return body

@@ -48,19 +48,21 @@ def to_square(
 def parallel(
     work: Callable[[T], R], # Called once per thing, in threads
     things: Sequence[T], # What to work on
+    *,
     label: str = "", # Shown beside the progress bar
     progress: bool = False, # Show a bar on stderr
 ) -> Iterator[R]: # Results in the order of the things
     "Map a function over things in threads, in order, with a progress bar."
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
-            yield from track(pool.map(work, things), len(things), label, progress)
+            yield from track(pool.map(work, things), len(things), label=label, progress=progress)
         finally: # on Ctrl-C, do not first finish ten thousand files
             pool.shutdown(wait=False, cancel_futures=True)
 
 def track(
     things: Iterable[T], # What is passed on
     total: int, # How many
+    *,
     label: str = "", # Shown beside the bar
     progress: bool = True, # False: no bar
 ) -> Iterable[T]: # The same things
@@ -143,7 +145,7 @@ def load_pixels(
             return problem
     kept: list[int] = []
     problems: list[ImageProblem] = []
-    for number, found in enumerate(parallel(work, paths, "decoding", progress)):
+    for number, found in enumerate(parallel(work, paths, label="decoding", progress=progress)):
         if isinstance(found, ImageProblem):
             if on_bad == "error":
                 raise found

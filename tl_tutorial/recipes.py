@@ -193,8 +193,15 @@ def find_rate(
         smooth.append(mean / (1 - 0.8 ** (step + 1)))
         if smooth[-1] > 3 * min(smooth):
             break
-    slope = np.gradient(smooth, np.log(rates)) if len(smooth) > 1 else np.zeros(1)
-    return RateCurve(rates, smooth, float(rates[int(np.argmin(slope[: max(1, int(np.argmin(smooth)) + 1)]))]))
+    return RateCurve(rates, smooth, rates[_steepest(np.log(rates), np.array(smooth))])
+
+def _steepest(x: np.ndarray, loss: np.ndarray) -> int:
+    "Where the loss falls fastest before its lowest place: by lines through neighbours, without the first few steps."
+    first, reach = min(10, len(x) // 4), max(1, len(x) // 12) # a lucky batch counts for little
+    lowest = first + int(np.argmin(loss[first:]))
+    around = [slice(max(0, k - reach), k + reach + 1) for k in range(first, lowest + 1)]
+    slopes = [np.polyfit(x[some], loss[some], 1)[0] for some in around if lowest > first]
+    return first + int(np.argmin(slopes or [0.0]))
 
 # %% ../nbs/module/17_recipes.ipynb #1dfed611
 def cross_validate(

@@ -197,7 +197,7 @@ def check(
     "Look for everything in a labelled folder that would hurt later; changes nothing."
     of_kind(max_megapixels, "max_megapixels", (int, float), "give a number of million pixels")
     found = folder if isinstance(folder, Folder) else scan(folder, ask=False)
-    facts = list(parallel(lambda item: inspect(item, max_megapixels), found.items, "checking", progress))
+    facts = list(parallel(lambda item: inspect(item, max_megapixels), found.items, label="checking", progress=progress))
     splits: dict[str, Counter[str]] = defaultdict(Counter)
     for item in found.items:
         splits[item.split][item.label] += 1

@@ -29,12 +29,13 @@ def beside(
 
 def places(
     path: str, # Where the result shall go
+    *,
     weights: str | None = None, # A file that the training starts from
     checkpoint: str | None = None, # The folder of the run's state
 ) -> Path: # The place of the result; raises SettingsError
     "Judge the name of a result, and of what belongs to it, before the work begins."
     read = [find_settings(), weights or read_settings().weights]
-    out = output(path, SAFE, [one for one in read if one], "--out")
+    out = output(path, SAFE, inputs=[one for one in read if one], what="--out")
     for ending in (".history.jsonl", ".last-good.safetensors"):
         output(beside(out, ending), SAFE if ending.endswith("safetensors") else "", what="--out")
     whole = out.name.endswith(".safetensors")

@@ -20,7 +20,8 @@ from .settings import ModelError, SettingsError, TrainingError
 __all__ = ['FREE', 'differences', 'refuse_occupied', 'has_state', 'States']
 
 # %% ../nbs/module/147_resuming.ipynb #f33157cb
-FREE = ("device", "scale", "cache_mb", "cache_dir", "max_megapixels", "on_bad", "allow_leaks", "epochs", "patience", "compile")
+FREE = ("device", "scale", "cache_mb", "cache_dir", "max_megapixels", "on_bad", "allow_leaks", "epochs", "patience",
+        "compile")
 _WORDS = {"pictures": "the pictures, or which of them are set aside", "network": "the network's layers",
           "steps": "the number of steps in an epoch"}
 

@@ -72,14 +72,16 @@ def of_kind(
     raise SettingsError(f"{name} = {shown(reprlib.repr(value))} is of type {type(value).__name__}; {remedy}")
 
 def as_path(
-    value: Any, # A text or a Path; ~ is the home folder
-    name: str, # The argument's name
-    remedy: str = "give a path", # What to give instead
+    value: Any, # Text, bytes or a path object; ~ is the home folder
+    name: str = "path", # The argument's name
+    remedy: str = "give a path, or . for the working folder", # What to give instead
 ) -> Path: # With ~ expanded
-    "A path from an argument; anything else, and an empty text, is a SettingsError."
-    text = os.fsdecode(of_kind(value, name, (str, os.PathLike), remedy))
-    if not text:
-        raise SettingsError(f"{name} is empty; {remedy}")
+    "A path as it is meant; anything else, an empty text, or one with a NUL in it is a SettingsError."
+    text = os.fsdecode(of_kind(value, name, (str, bytes, os.PathLike), remedy))
+    if not text.strip():
+        raise SettingsError(f"{name} is empty, as from an unset variable; {remedy}")
+    if "\0" in text:
+        raise SettingsError(f"{name} = {shown(text)[:60]}: holds a NUL character, which no name can; {remedy}")
     return Path(os.path.expanduser(text))
 
 # %% ../nbs/module/01_settings.ipynb #3c00e62b

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .backbones import Network
-from .batches import Batch, Batches
+from .batches import Batch, Batches, drawing
 from .freezing import parameter_groups
 from .inference import (TOO_SMALL, half_precision, half_type, in_parts, out_of_memory,  # noqa: F401
                                    predict_logits, quick_format) # some are asked for in this room, where they were
@@ -54,6 +53,7 @@ def balance(
 def rate_factor(
     step: int, # The step about to be done, from 0
     total: int, # Steps in the whole run
+    *,
     warmup: float = 0.1, # Share of the steps in which the rate rises
 ) -> float: # What the peak rate is multiplied by, in 0..1
     "Linear warm-up, then a cosine down to 1 %."
@@ -63,21 +63,13 @@ def rate_factor(
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 # %% ../nbs/module/14_steps.ipynb #9ad25944
-@contextmanager
 def seeded(
     seed: int, # The run's seed
     step: int, # The step about to be done
     device: torch.device, # Whose random numbers are seeded
-) -> Iterator[None]: # Use as `with seeded(…):`
+) -> AbstractContextManager[None]: # Use as `with seeded(…):`
     "Inside, PyTorch's random numbers (dropout) depend on (seed, step) only; outside, they are as before."
-    apple = torch.mps.get_rng_state() if device.type == "mps" else None # fork_rng cannot ask MPS for one device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], device_type="cuda"):
-        try:
-            torch.manual_seed((seed * 1_000_003 + step) % 2**63)
-            yield
-        finally:
-            if apple is not None:
-                torch.mps.set_rng_state(apple)
+    return drawing((seed * 1_000_003 + step) % 2**63, device)
 
 def check_labels(
     batches: Batches, # Images with labels
@@ -205,6 +197,10 @@ class Run:
         raise TrainingError(f"the loss or its gradient is not finite (loss {loss:g}) at step {self.step}, "
                             f"epoch {epoch}, learning rate {rate:.3g}, in a batch with {names}; "
                             "the last good weights are kept; lower lr, or look at these images")
+
+    def rate(self) -> float: # Of the head, the highest
+        "The learning rate of the latest step; before the first, of that."
+        return max(self.rates()) * rate_factor(max(0, self.step - 1), self.total)
 
     def rates(self) -> list[float]: # One per group of parameters
         "The peak learning rates."

@@ -107,7 +107,7 @@ def _close_epoch(run: Run, journal: Journal, valid: Batches | None, since: float
     loss, right, count = run.sums.tolist()
     run.sums.zero_()
     journal.at.epoch += 1
-    row = {"epoch": journal.at.epoch, "stage": "fine-tune", "lr": max(g["lr"] for g in run.optimizer.param_groups),
+    row = {"epoch": journal.at.epoch, "stage": "fine-tune", "lr": run.rate(),
            "train_loss": loss / max(1, count), "train_accuracy": right / max(1, count), **_judge(run, valid),
            "seconds": round(time.perf_counter() - since, 2)}
     journal.remember(row)

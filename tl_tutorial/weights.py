@@ -25,7 +25,8 @@ ENDINGS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt") # what a weights file
 WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net", "weights", "params", "ema") # a script's
 
 # %% auto #0
-__all__ = ['ENDINGS', 'WRAPPERS', 'Stored', 'fingerprint', 'weights_file', 'read_weights', 'plain_reason', 'versioned', 'fill']
+__all__ = ['ENDINGS', 'WRAPPERS', 'Stored', 'fingerprint', 'weights_file', 'refuse_file', 'read_weights', 'plain_reason',
+           'versioned', 'fill']
 
 # %% ../nbs/module/105_weights.ipynb #50ae4832
 @dataclass(frozen=True)
@@ -85,6 +86,17 @@ def weights_file(
     if isinstance(weights, Path) or "/" in str(weights) or path.suffix.lower() in ENDINGS:
         raise ModelError(f"{shown(weights)}: there is no such weights file; check the path")
     return None
+
+def refuse_file(
+    arch: str | Path, # What was given as the name of a network
+) -> None: # Raises ModelError where it is a path
+    "A file in the place of a network's name is most likely one of weights."
+    path = Path(arch).expanduser()
+    there = "a folder" if path.is_dir() else "a file" if path.is_file() else "a path"
+    named = path.suffix.lower() in (*ENDINGS, ".onnx") or "/" in str(arch)
+    if isinstance(arch, Path) or there == "a file" or (named and not arch.startswith("timm:")):
+        raise ModelError(f"arch = {shown(arch)}: {there}, not the name of a network; give weights with weights=FILE, "
+                         "and as arch the network that they belong to, or nothing where Classifier.save wrote them")
 
 def read_weights(
     file: Path, # safetensors, a PyTorch file of tensors, or a saved classifier
@@ -186,13 +198,15 @@ def versioned(
         counted = {name.rpartition(".")[0] for name in state if name.endswith("num_batches_tracked")}
         norms = {name for name, part in module.named_modules() if isinstance(part, _NormBase)}
         # BatchNorm's counter came with a later version: where it is missing, the file is of an earlier one
-        state._metadata = OrderedDict((name, said) for name, said in known.items() if name not in norms - counted)  # type: ignore[attr-defined]
+        said = OrderedDict((name, version) for name, version in known.items() if name not in norms - counted)
+        state._metadata = said  # type: ignore[attr-defined]
     return state
 
 def fill(
     body: nn.Module, # Without its old head; filled in place
     stored: Stored, # What the file holds
     arch: str, # What the body is called
+    *,
     spare: Collection[str] = (), # What the file may hold besides: names of the old head, or their beginnings
 ) -> None: # Raises ModelError when tensors do not fit
     "Put a file's tensors into a body, or say which do not fit and what the file holds."

@@ -44,16 +44,16 @@ RESULTS = ROOT / "tools/mutation_results.tsv"
 
 # Tests concerned, quick ones first, beside the room's own notebook; test_house and the like would notice every edit.
 CONCERNED = {
-    "settings": "units_basics oracles", "figures": "units_basics", "exercises": "units_basics", "claims": "units_basics",
+    "settings": "units_basics oracles settings_in", "figures": "units_basics", "exercises": "units_basics", "claims": "units_basics",
     "datasets": "units_pictures faults/test_files", "pixels": "units_pictures faults/test_files", "cli": "units_cli faults/test_misuse",
-    "folder": "units_pictures faults/test_folders", "report": "units_pictures faults/test_folders",
+    "folder": "units_pictures faults/test_folders folders_in", "report": "units_pictures faults/test_folders",
     "material": "units_pictures second_reading", "batches": "units_pictures oracles", "efficientnet": "units_network",
-    "explaining": "units_result", "backbones": "units_network networks", "freezing": "units_network networks",
+    "explaining": "units_result gradcam_kinds", "backbones": "units_network networks", "freezing": "units_network networks depth",
     "metrics": "units_result oracles", "checkpoints": "units_result faults/test_checkpoints",
     "classifier": "units_result units_onnx second_reading", "steps": "units_learning second_reading",
     "training": "units_learning second_reading", "recipes": "units_learning second_reading", "fine_tuning": "units_learning second_reading",
     "formats": "pictures_in", "opening": "pictures_in", "splits": "folders_in", "entries": "folders_in", "facts": "units_pictures pictures_in",
-    "weights": "backbone_kinds", "network": "units_network", "own": "backbone_kinds", "inference": "units_learning heads",
+    "weights": "backbone_kinds third_reading", "network": "units_network third_reading", "own": "backbone_kinds", "inference": "units_learning heads",
     "processes": "units_learning distributed_kinds", "resuming": "units_learning resume_kinds", "files": "files_out", "answers": "answers",
     "exporting": "units_onnx", "demo": "command_line", "streams": "command_line", "results": "files_out command_line",
 }

@@ -34,7 +34,7 @@ from tl_tutorial.freezing import freeze_start, layers, snapshot
 from tl_tutorial.network import Network
 
 RESULTS = Path(__file__).parents[1] / "nbs" / "reference" / "sweep_results.json"
-LARGE = 60 # million parameters, above which only shapes are sent through
+LARGE = 200 # million parameters, above which only shapes are sent through
 EXPORTED = ("small_cnn", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "timm:vit_tiny_patch16_224")
 TIMM = (
     "resnet50d", "seresnet50", "mobilenetv2_100", "mobilenetv3_small_050", "mobilenetv4_conv_small",
@@ -113,7 +113,7 @@ def layout(network: Network, side: int) -> dict[str, Any]:
     heat = tl.explaining.grad_cam(network, images)
     assert heat.shape == (1, side, side) and bool(heat.isfinite().all())
     with torch.enable_grad():
-        maps, _ = evidence(network, images, None)
+        maps, _ = evidence(network, images)
     down, across = maps.shape[2:]
     places = [(i, j) for i in (0, down - 1) for j in (0, across - 1)]
     centre = (torch.arange(side) + 0.5) / side
@@ -121,8 +121,9 @@ def layout(network: Network, side: int) -> dict[str, Any]:
     for i, j in places:
         probe = (maps[0, :, i, j] * torch.randn(maps.shape[1], generator=generator)).sum()
         slope, = torch.autograd.grad(probe, images, retain_graph=True)
-        power = slope[0].square().sum(0) ** 2
-        if float(power.sum()) > 0:
+        power = slope[0].double().square().sum(0)
+        if float(power.max()) > 0:
+            power = (power / power.max()) ** 2 # random weights give tiny slopes
             power = power / power.sum()
             seen.append((float((power.sum(1) * centre).sum()), float((power.sum(0) * centre).sum())))
             meant.append(((i + 0.5) / down, (j + 0.5) / across))
@@ -175,6 +176,8 @@ def row(arch: str, quick: bool = False) -> dict[str, Any]:
         view = max(small, min(natural, 96))
         found["grad_cam"] = gist(lambda: layout(network, view))
         found["saved"] = kept(network, arch, small, arch in EXPORTED)
+    else:
+        found["only"] = "shapes"
     return found | {"seconds": round(time.perf_counter() - began, 1)}
 
 
@@ -193,7 +196,7 @@ def main() -> None:
     rows: dict[str, Any] = {}
     if args.go_on and RESULTS.exists():
         rows = {arch: found for arch, found in json.loads(RESULTS.read_text())["networks"].items() if "failed" not in found
-                and ("saved" in found or found["million"] > LARGE)}
+                and ("saved" in found or found["million"] > LARGE and "only" in found)}
     for arch in asked or [name for name in names() if name not in rows]:
         try:
             rows[arch] = row(arch, args.quick)

@@ -79,7 +79,7 @@ def test_no_ipywidgets(fault: str, root: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with untouched(root):
         assert tl.fine_tune(root, epochs=1, **{**SMALL, "progress": True}).classes == ("blue", "green", "red")
-        assert list(track([1, 2, 3], 3, "looking")) == [1, 2, 3]
+        assert list(track([1, 2, 3], 3, label="looking")) == [1, 2, 3]
     assert "epoch 1: training loss" in capsys.readouterr().err
 
 
