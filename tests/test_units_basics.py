@@ -16,12 +16,12 @@ from tl_tutorial.settings import DeviceError, Settings, SettingsError, pick_devi
 
 # Settings
 
-DEFAULTS = {"seed": 42, "valid_fraction": 0.2, "cache_mb": 2048, "max_megapixels": 50.0, "allow_leaks": False, "size": 0, "epochs": -1,
+DEFAULTS = {"seed": 42, "valid_fraction": 0.2, "cache_mb": 2048, "max_megapixels": 50.0, "allow_leaks": False, "size": 0, "epochs": -1, "minutes": 0.0,
             "batch_size": 0, "lr": 0.0, "tuned": 0.75, "decay_rate": 0.0, "momentum": 0.9, "weight_decay": 0.01, "label_smoothing": 0.0,
             "class_weights": False, "clip": 1.0, "patience": 4, "amp": True, "compile": False, "device": "auto", "scale": "quick",
-            "on_bad": "error", "augment": "auto", "arch": "efficientnet_lite0", "weights": "default", "optimizer": "adamw", "loss": "cross_entropy"}
+            "on_bad": "error", "augment": "auto", "arch": "auto", "weights": "default", "optimizer": "adamw", "loss": "cross_entropy"}
 LIMITS = {"seed": (0, 2**63 - 1), "valid_fraction": (0.01, 0.9), "cache_mb": (0, None), "max_megapixels": (0.01, None), "size": (0, 4096),
-          "epochs": (-1, None), "batch_size": (0, None), "lr": (0, None), "tuned": (0, 1), "decay_rate": (0, 1), "momentum": (0, 1),
+          "epochs": (-1, None), "minutes": (0, None), "batch_size": (0, None), "lr": (0, None), "tuned": (0, 1), "decay_rate": (0, 1), "momentum": (0, 1),
           "weight_decay": (0, None), "label_smoothing": (0, 0.9), "clip": (0, None), "patience": (1, None)}
 
 
