@@ -260,7 +260,7 @@ def test_fine_tuning_that_fails_leaves_the_head(monkeypatch: pytest.MonkeyPatch,
 
 def test_the_whole_way_tunes_judges_and_takes_all(monkeypatch: pytest.MonkeyPatch) -> None:
     "Really trained: two colours whose labels the evidence is made to be wrong about."
-    monkeypatch.setattr(room, "look", lambda material, _s: Evidence(tl.create("small_cnn", 2).eval(), material, torch.zeros(24, 2),
+    monkeypatch.setattr(room, "look", lambda material, *_: Evidence(tl.create("small_cnn", 2).eval(), material, torch.zeros(24, 2),
                                                                     torch.from_numpy(material.labels), "leave-one-out"))
     chosen = automatic(drawn(12), Settings(epochs=2, size=SIZE))
     assert chosen.network.arch == "efficientnet_lite0" and chosen.metrics["judged"] == "set aside"

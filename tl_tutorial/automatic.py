@@ -22,7 +22,7 @@ from .backbones import create
 from .batches import stored_side
 from .heads import Head, ridge_head
 from .inference import features, predict_logits, quick_format
-from .material import Material
+from .material import Material, pick_size
 from .metrics import fit_temperature, wilson
 from .network import Network, Preprocess
 from .panel import SISTERS, Panel, load_lite
@@ -35,8 +35,8 @@ from .training import Listener, Outcome, fit
 log = logging.getLogger("tl_tutorial")
 
 # %% auto #0
-__all__ = ['log', 'SIZES', 'MANY', 'WRONG', 'FEWEST', 'resized', 'Evidence', 'look', 'Plan', 'plan', 'seconds_each', 'Chosen',
-           'aside', 'tune', 'automatic']
+__all__ = ['log', 'SIZES', 'MANY', 'WRONG', 'FEWEST', 'resized', 'Evidence', 'look', 'tuning_side', 'Plan', 'plan',
+           'seconds_each', 'Chosen', 'aside', 'tune', 'automatic']
 
 # %% ../nbs/module/195_automatic.ipynb #aut00006
 SIZES = (224, 288) # Sides to choose from (pixels)
@@ -63,6 +63,7 @@ class Evidence:
     logits: torch.Tensor # [N, C]: of the training pictures, left out one after another, or of the validation pictures
     labels: torch.Tensor # int64 [N]
     how: str # leave-one-out or validation
+    detailed: Material | None = None # Pictures for the side at which layers learn, where it is another
 
     @property
     def accuracy(self) -> float: # In 0..1
@@ -85,6 +86,7 @@ def _head(inputs: torch.Tensor, material: Material, settings: Settings) -> Head:
 def look(
     material: Material, # Stored for the largest side
     settings: Settings, # size and class_weights
+    short_side: int = 224, # Median short side of the pictures as they were found (pixels)
 ) -> Evidence: # The panel with a head from all training pictures
     "Choose the side by the smallest network's left-out answers, and fit a head on the features of all three."
     labels = torch.from_numpy(material.labels)
@@ -102,10 +104,21 @@ def look(
     network = create("panel", material.classes, seed=settings.seed)
     network.head.load_state_dict({"weight": head.weight, "bias": head.bias})
     network.to(device=material.device, memory_format=quick_format(torch.device(material.device))).eval()  # type: ignore[call-overload]
+    detailed = resized(material, tuning_side(material.size, settings, short_side))
     if len(valid):
         truth = torch.from_numpy(material.valid_labels)
-        return Evidence(network, pictures, valid @ head.weight.T + head.bias, truth, "validation")
-    return Evidence(network, pictures, head.logits, labels, "leave-one-out")
+        return Evidence(network, pictures, valid @ head.weight.T + head.bias, truth, "validation", detailed)
+    return Evidence(network, pictures, head.logits, labels, "leave-one-out", detailed)
+
+def tuning_side(
+    largest: int, # Side for which the pictures are stored (pixels)
+    settings: Settings, # size
+    short_side: int, # Median short side of the pictures as they were found (pixels)
+) -> int: # Pixels
+    "The side at which layers learn: as large as the pictures have detail for."
+    if settings.size or short_side >= 240:
+        return largest
+    return pick_size(settings, short_side, Preprocess())
 
 # %% ../nbs/module/195_automatic.ipynb #aut00009
 WRONG = 0.15 # Share of wrong answers from which fine-tuning is tried
@@ -208,7 +221,7 @@ def tune(
     stop: Callable[[], bool] = lambda: False, # Asked after every step
 ) -> Chosen: # The fine-tuned network where it is better, else the head
     "Fine-tune one network, and keep it if it beats the head on pictures that neither had seen."
-    whole, given = evidence.material, evidence.how == "validation"
+    whole, given = evidence.detailed or evidence.material, evidence.how == "validation"
     learned, held = (np.arange(len(whole.labels)), np.arange(0)) if given else aside(
         whole, settings.valid_fraction, settings.seed)
     pictures = whole if given else _divided(whole, learned, held)
@@ -254,10 +267,11 @@ def automatic(
     *,
     tell: Callable[[str], None] = log.info, # Gets one line at a time
     began: float | None = None, # When the work began (perf_counter), for `minutes`
+    short_side: int = 224, # Median short side of the pictures as they were found (pixels)
 ) -> Chosen: # A network, its side, how good it is, and why it was kept
     "The head on the panel, and fine-tuning where that pays."
     began = time.perf_counter() if began is None else began
-    evidence = look(material, settings)
+    evidence = look(material, settings, short_side)
     right, total = evidence.accuracy, len(evidence.labels)
     tell(f"the head alone, three networks at {evidence.material.size} pixels: {right:.3f} right "
          f"({evidence.how.replace('-', ' ')}, {total:,} pictures)")
@@ -265,7 +279,8 @@ def automatic(
            "valid_accuracy": right, "seconds": round(time.perf_counter() - began, 2)}
     each = 0.0
     if settings.minutes and plan(evidence, replace(settings, minutes=0.0)).epochs:
-        each = seconds_each(create(next(iter(SISTERS)), material.classes), evidence.material, settings)
+        learner = create(next(iter(SISTERS)), material.classes)
+        each = seconds_each(learner, evidence.detailed or evidence.material, settings)
     todo = plan(evidence, settings, time.perf_counter() - began, each)
     tell(todo.reason)
     if not todo.epochs or stop():

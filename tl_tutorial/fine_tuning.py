@@ -89,10 +89,11 @@ def _automatic(folder: Any, valid: Any, settings: Settings, place: Any, heard: l
         largest = settings.size or SIZES[-1]
         first = Network(nn.Flatten(), 1, 2, Preprocess())
         first.preprocess.check_size(largest)
-        material, _, classes = gather(folder, valid, replace(settings, size=largest), first.preprocess, place, (0, 1),
-                                      progress, whole=True)
+        material, report, classes = gather(folder, valid, replace(settings, size=largest), first.preprocess, place, (0, 1),
+                                           progress, whole=True)
     tell = (lambda line: _print(line)) if progress else log.info
-    chosen = automatic(material, settings, heard, kept, resume, asked, tell=tell, began=began)
+    chosen = automatic(material, settings, heard, kept, resume, asked, tell=tell, began=began,
+                       short_side=report.sizes[1])
     return Classifier(chosen.network, classes, chosen.material.size, replace(settings, arch=chosen.network.arch),
                       chosen.history, chosen.metrics, chosen.temperature, chosen.interrupted)
 
