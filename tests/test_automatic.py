@@ -238,7 +238,7 @@ def test_fine_tuned_is_kept_only_when_its_evidence_is_better(monkeypatch: pytest
     learned, held = aside(found.material, 0.2, 42)
     calls: list[str] = []
     monkeypatch.setattr(room, "create", lambda *_, **__: tl.create("small_cnn", 2))
-    monkeypatch.setattr(room, "probe_then_tune", lambda *_: SimpleNamespace(history=[{"epoch": 1}], interrupted=False, best_epoch=1, steps=5))
+    monkeypatch.setattr(room, "probe_then_tune", lambda *_: SimpleNamespace(history=[{"epoch": 0}, {"epoch": 1}], interrupted=False, best_epoch=1, steps=5))
     truth = torch.from_numpy(found.material.labels[held])
     said = truth if better else 1 - truth
     monkeypatch.setattr(room, "predict_logits", lambda *_: 3 * nn.functional.one_hot(said, 2).float())
@@ -264,7 +264,7 @@ def test_the_whole_way_tunes_judges_and_takes_all(monkeypatch: pytest.MonkeyPatc
                                                                     torch.from_numpy(material.labels), "leave-one-out"))
     chosen = automatic(drawn(12), Settings(epochs=2, size=SIZE))
     assert chosen.network.arch == "efficientnet_lite0" and chosen.metrics["judged"] == "set aside"
-    assert [row["stage"] for row in chosen.history][:2] == ["head", "probe"] and chosen.history[-1]["stage"] == "fine-tune"
+    assert [row["stage"] for row in chosen.history][:2] == ["head", "fine-tune"] and chosen.history[-1]["stage"] == "fine-tune"
 
 
 def test_an_interrupt_keeps_what_is_best(monkeypatch: pytest.MonkeyPatch) -> None:

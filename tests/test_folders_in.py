@@ -246,7 +246,7 @@ def test_names_that_do_not_look_alike(tmp_path: Path) -> None:
     assert not tl.check(photos(tmp_path, ("nan", "None", "True", "1", "01", "1.0", "a b", "a_b", "été", "ete", "猫", "狗"), 2)).problems
 
 
-@pytest.mark.parametrize("value", [None, 5, True, ["cat"], {"cat": []}, "", b"x"])
+@pytest.mark.parametrize("value", [None, 5, True, ["cat"], {"cat": []}, "", b""])
 def test_a_folder_of_the_wrong_kind_is_named(value: object, tmp_path: Path) -> None:
     root = photos(tmp_path / "p")
     for work in (scan, tl.check, lambda folder: tl.fine_tune(folder, **SMALL), lambda folder: merged(folder)):

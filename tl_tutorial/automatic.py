@@ -64,6 +64,7 @@ class Evidence:
     labels: torch.Tensor # int64 [N]
     how: str # leave-one-out or validation
     detailed: Material | None = None # Pictures for the side at which layers learn, where it is another
+    fitted: dict[str, float] = field(default_factory=dict) # Loss and accuracy on the pictures that it was fitted to
 
     @property
     def accuracy(self) -> float: # In 0..1
@@ -104,11 +105,14 @@ def look(
     network = create("panel", material.classes, seed=settings.seed)
     network.head.load_state_dict({"weight": head.weight, "bias": head.bias})
     network.to(device=material.device, memory_format=quick_format(torch.device(material.device))).eval()  # type: ignore[call-overload]
-    detailed = resized(material, tuning_side(material.size, settings, short_side))
+    detailed, answers = resized(material, tuning_side(material.size, settings, short_side)), train @ head.weight.T + head.bias
+    right = float((answers.argmax(1) == labels).float().mean())
+    fitted = {"train_loss": float(F.cross_entropy(answers, labels)), "train_accuracy": right}
     if len(valid):
         truth = torch.from_numpy(material.valid_labels)
-        return Evidence(network, pictures, valid @ head.weight.T + head.bias, truth, "validation", detailed)
-    return Evidence(network, pictures, head.logits, labels, "leave-one-out", detailed)
+        return Evidence(network, pictures, valid @ head.weight.T + head.bias, truth, "validation", detailed,
+                        fitted)
+    return Evidence(network, pictures, head.logits, labels, "leave-one-out", detailed, fitted)
 
 def tuning_side(
     largest: int, # Side for which the pictures are stored (pixels)
@@ -222,8 +226,7 @@ def tune(
 ) -> Chosen: # The fine-tuned network where it is better, else the head
     "Fine-tune one network, and keep it if it beats the head on pictures that neither had seen."
     whole, given = evidence.detailed or evidence.material, evidence.how == "validation"
-    learned, held = (np.arange(len(whole.labels)), np.arange(0)) if given else aside(
-        whole, settings.valid_fraction, settings.seed)
+    learned, held = aside(whole, settings.valid_fraction, settings.seed)
     pictures = whole if given else _divided(whole, learned, held)
     network = create(next(iter(SISTERS)), whole.classes, seed=settings.seed)
     outcome = probe_then_tune(network, pictures, settings, listeners, folder, resume, stop)
@@ -231,10 +234,10 @@ def tune(
     logits, theirs = predict_logits(network, pictures.valid(), settings), evidence.logits  # type: ignore[arg-type]
     theirs = theirs if given else theirs[torch.from_numpy(held)]
     right, before = (float((one.argmax(1) == labels).float().mean()) for one in (logits, theirs))
+    history = [*rows, *outcome.history[1:]] # what was tried stands there, whatever is kept
     score = f"{right:.3f} right on {len(labels)} pictures that neither had seen, and the head {before:.3f}"
     if right <= before or _loss(logits, labels) >= _loss(theirs, labels):
-        return _from_head(evidence, rows, f"the head was kept: fine-tuned, {score}", outcome.interrupted)
-    history = [*rows, *outcome.history]
+        return _from_head(evidence, history, f"the head was kept: fine-tuned, {score}", outcome.interrupted)
     if not given and not outcome.interrupted:
         history += _with_all(network, whole, settings, listeners, stop).history[1:]
     temperature = fit_temperature(logits.numpy(), labels.numpy()) if len(labels) >= 30 else 1.0
@@ -275,7 +278,8 @@ def automatic(
     right, total = evidence.accuracy, len(evidence.labels)
     tell(f"the head alone, three networks at {evidence.material.size} pixels: {right:.3f} right "
          f"({evidence.how.replace('-', ' ')}, {total:,} pictures)")
-    row = {"epoch": 0, "stage": "head", "lr": 0.0, "valid_loss": float(F.cross_entropy(evidence.logits, evidence.labels)),
+    row = {"epoch": 0, "stage": "head", "lr": 0.0, **evidence.fitted,
+           "valid_loss": float(F.cross_entropy(evidence.logits, evidence.labels)),
            "valid_accuracy": right, "seconds": round(time.perf_counter() - began, 2)}
     each = 0.0
     if settings.minutes and plan(evidence, replace(settings, minutes=0.0)).epochs:

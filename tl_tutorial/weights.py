@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
@@ -79,9 +80,9 @@ def weights_file(
 ) -> Path | None: # The file, or None for a name; raises ModelError for a path without a file
     "Which file is meant, if one is."
     path = Path(weights).expanduser()
-    if path.is_file():
+    if os.path.isfile(path): # never raises, also when a name is too long
         return path
-    if path.is_dir() and str(weights) not in ("default", "none"):
+    if os.path.isdir(path) and str(weights) not in ("default", "none"):
         raise ModelError(f"{shown(weights)}: a folder, not a weights file; give one of the files in it")
     if isinstance(weights, Path) or "/" in str(weights) or path.suffix.lower() in ENDINGS:
         raise ModelError(f"{shown(weights)}: there is no such weights file; check the path")
@@ -92,7 +93,7 @@ def refuse_file(
 ) -> None: # Raises ModelError where it is a path
     "A file in the place of a network's name is most likely one of weights."
     path = Path(arch).expanduser()
-    there = "a folder" if path.is_dir() else "a file" if path.is_file() else "a path"
+    there = "a folder" if os.path.isdir(path) else "a file" if os.path.isfile(path) else "a path"
     named = path.suffix.lower() in (*ENDINGS, ".onnx") or "/" in str(arch)
     if isinstance(arch, Path) or there == "a file" or (named and not arch.startswith("timm:")):
         raise ModelError(f"arch = {shown(arch)}: {there}, not the name of a network; give weights with weights=FILE, "

@@ -129,7 +129,8 @@ def cheap(seconds: float = 1.0, megabytes: int = 200) -> Iterator[None]:
 def command(*arguments: object, **options: object) -> subprocess.CompletedProcess:
     "Run the command line in a process of its own."
     options = {"capture_output": True, "text": True, "timeout": 200, **options}
-    start = sys.executable if "PYTHONHASHSEED" in options.get("env", ()) else python() # a fork keeps the seed it was forked with
+    fixed = {"PYTHONHASHSEED", "PYTHONIOENCODING", "PYTHONUTF8"} & set(options.get("env") or ()) # a fork keeps what it was forked with
+    start = sys.executable if fixed else python()
     return subprocess.run([start, "-m", "tl_tutorial", *map(str, arguments)], **options)
 
 

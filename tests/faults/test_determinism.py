@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forked_kernels import python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from making import SMALL, coloured, command, fault, fingerprint
@@ -101,7 +100,8 @@ def test_workers_change_nothing(count: int, root: Path, whole: str, monkeypatch:
 @fault("J10 spawn and fork")
 def test_spawn_and_fork(fault: str, root: Path, whole: str) -> None:
     "A fresh process that forks one child and spawns another; each trains and says its weights."
-    done = subprocess.run([python(), "-W", "ignore", __file__, str(root)], capture_output=True, text=True, timeout=200)
+    places = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run([sys.executable, "-W", "ignore", __file__, str(root)], capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": places})
     assert done.returncode == 0, done.stderr[-2000:]
     assert dict(line.split() for line in done.stdout.splitlines()) == {"fork": whole, "spawn": whole}
 
