@@ -320,3 +320,17 @@ def test_pictures_for_a_smaller_side_and_groups_of_alike_ones(tmp_path: Path) ->
     assert found.groups is not None and found.groups[names.index("copy.png")] == found.groups[names.index("0.png")]
     assert len(set(found.groups)) == 12 and not len(found.valid_labels) and isinstance(Panel([]), nn.Module)
     assert isinstance(Network(nn.Flatten(), 1, 2, Preprocess()), nn.Module)
+
+
+def test_of_very_many_pictures_one_network_is_fine_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tl_tutorial import fine_tuning
+    monkeypatch.setattr(fine_tuning, "MOST", 11)
+    clf = tl.fine_tune(photos(tmp_path / "p"), size=SIZE, epochs=0, progress=False)
+    assert clf.settings.arch == "efficientnet_lite0" and clf.metrics["valid_total"] == 2
+    monkeypatch.setattr(fine_tuning, "MOST", 100)
+    monkeypatch.setattr(fine_tuning, "MANY", 11)
+    seen: list[int] = []
+    monkeypatch.setattr(fine_tuning, "gather", lambda _f, _v, settings, *_, **__: seen.append(settings.size) or gather(_f, _v, settings, *_, **__))
+    monkeypatch.setattr(fine_tuning, "automatic", lambda material, *_, **__: room.Chosen(tl.create("small_cnn", 2), material))
+    tl.fine_tune(tmp_path / "p", progress=False)
+    assert seen == [224] # of thousands, only the smaller side is decoded

@@ -35,12 +35,13 @@ from .training import Listener, Outcome, fit
 log = logging.getLogger("tl_tutorial")
 
 # %% auto #0
-__all__ = ['log', 'SIZES', 'MANY', 'WRONG', 'FEWEST', 'resized', 'Evidence', 'look', 'tuning_side', 'Plan', 'plan',
+__all__ = ['log', 'SIZES', 'MANY', 'MOST', 'WRONG', 'FEWEST', 'resized', 'Evidence', 'look', 'tuning_side', 'Plan', 'plan',
            'seconds_each', 'Chosen', 'aside', 'tune', 'automatic']
 
 # %% ../nbs/module/195_automatic.ipynb #aut00006
 SIZES = (224, 288) # Sides to choose from (pixels)
 MANY = 3000 # Pictures beyond which only the smaller side is looked at
+MOST = 20_000 # Pictures beyond which one network is fine-tuned as if it had been named: features would fill the memory
 
 def resized(
     material: Material, # Pictures stored for the largest side

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from .automatic import SIZES, automatic
+from .automatic import MANY, MOST, SIZES, automatic
 from .backbones import create
 from .classifier import Classifier
 from .folder import Folder
 from .inference import ordinary, out_of_memory, predict_logits
-from .material import Material, gather
+from .material import Material, gather, merged
 from .metrics import fit_temperature, wilson
 from .network import Network, Preprocess
 from .pixels import shown
@@ -74,7 +74,10 @@ def fine_tune(
         if shard[0] == 0: # the others may stand where there is no such folder
             _look_at(kept, resume)
         if _chooses(arch, settings, shard):
-            return _automatic(folder, valid, settings, place, heard, kept, resume, asked, progress, began)
+            with _at_once(asked):
+                folder, valid = merged(folder, valid), None
+            if len(folder.items) <= MOST:
+                return _automatic(folder, settings, place, heard, kept, resume, asked, progress, began)
         return _named(folder, valid, arch, settings, preprocess, place, shard, heard, kept, resume, asked, progress)
 
 def _chooses(arch: Any, settings: Settings, shard: tuple[int, int]) -> bool:
@@ -82,14 +85,14 @@ def _chooses(arch: Any, settings: Settings, shard: tuple[int, int]) -> bool:
     return arch in (None, "auto") and settings.arch == "auto" and settings.weights == "default" \
         and settings.loss == "cross_entropy" and shard[1] == 1
 
-def _automatic(folder: Any, valid: Any, settings: Settings, place: Any, heard: list[Listener], kept: Path | None,
-               resume: bool, asked: Callable[[], bool], progress: bool, began: float) -> Classifier:
+def _automatic(folder: Folder, settings: Settings, place: Any, heard: list[Listener], kept: Path | None, resume: bool,
+               asked: Callable[[], bool], progress: bool, began: float) -> Classifier:
     "The way without a network that somebody named: the evidence chooses."
     with _at_once(asked):
-        largest = settings.size or SIZES[-1]
+        largest = settings.size or SIZES[-1 if len(folder.items) <= MANY else 0]
         first = Network(nn.Flatten(), 1, 2, Preprocess())
         first.preprocess.check_size(largest)
-        material, report, classes = gather(folder, valid, replace(settings, size=largest), first.preprocess, place, (0, 1),
+        material, report, classes = gather(folder, None, replace(settings, size=largest), first.preprocess, place, (0, 1),
                                            progress, whole=True)
     tell = (lambda line: _print(line)) if progress else log.info
     chosen = automatic(material, settings, heard, kept, resume, asked, tell=tell, began=began,
