@@ -334,3 +334,26 @@ def test_of_very_many_pictures_one_network_is_fine_tuned(tmp_path: Path, monkeyp
     monkeypatch.setattr(fine_tuning, "automatic", lambda material, *_, **__: room.Chosen(tl.create("small_cnn", 2), material))
     tl.fine_tune(tmp_path / "p", progress=False)
     assert seen == [224] # of thousands, only the smaller side is decoded
+
+
+def test_pictures_that_are_all_alike_leave_nothing_to_set_aside(tmp_path: Path) -> None:
+    for name, grey in (("a", 60), ("b", 180)):
+        (tmp_path / "p" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (40, 40), (grey, grey, grey)).save(tmp_path / "p" / name / f"{number}.png")
+    clf = tl.fine_tune(tmp_path / "p", size=SIZE, epochs=1, progress=False)
+    assert clf.settings.arch == "panel" and "too few different pictures" in clf.metrics["reason"]
+
+
+def test_a_preprocessing_that_was_given_is_used(tmp_path: Path) -> None:
+    own = Preprocess((0.4, 0.4, 0.4), (0.3, 0.3, 0.3))
+    clf = tl.fine_tune(photos(tmp_path / "p"), size=SIZE, epochs=0, preprocess=own, progress=False)
+    assert clf.network.preprocess.mean == own.mean and clf.settings.arch == "efficientnet_lite0"
+
+
+def test_how_long_a_picture_takes_is_measured_on_a_copy() -> None:
+    network, material = tl.create("small_cnn", 2), drawn(6)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert 0 < room.seconds_each(network, material, Settings(batch_size=4)) < 5
+    assert 0 < room.seconds_each(network, material, Settings(batch_size=64)) < 5 # one step only
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

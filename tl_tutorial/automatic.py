@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,7 @@ def look(
     fitted = {"train_loss": float(F.cross_entropy(answers, labels)), "train_accuracy": right}
     if len(valid):
         truth = torch.from_numpy(material.valid_labels)
-        return Evidence(network, pictures, valid @ head.weight.T + head.bias, truth, "validation", detailed,
-                        fitted)
+        return Evidence(network, pictures, valid @ head.weight.T + head.bias, truth, "validation", detailed, fitted)
     return Evidence(network, pictures, head.logits, labels, "leave-one-out", detailed, fitted)
 
 def tuning_side(
@@ -166,11 +166,9 @@ def seconds_each(
     "How long a picture takes in training: the second of two steps, timed."
     batches = material.train(settings)
     run = Run(copy.deepcopy(network).train(), batches, settings, 1, 1e-6)
-    for number, batch in enumerate(batches.epoch()):
+    for batch in islice(batches.epoch(), 2): # the first warms up
         began = time.perf_counter()
         run.learn(batch)
-        if number or len(batches) == 1:
-            break
     return (time.perf_counter() - began) / len(batch.labels)
 
 # %% ../nbs/module/195_automatic.ipynb #aut00012
@@ -228,6 +226,8 @@ def tune(
     "Fine-tune one network, and keep it if it beats the head on pictures that neither had seen."
     whole, given = evidence.detailed or evidence.material, evidence.how == "validation"
     learned, held = aside(whole, settings.valid_fraction, settings.seed)
+    if not given and not len(held): # all pictures of each class are alike
+        return _from_head(evidence, rows, "the head was kept: too few different pictures to set a part of them aside")
     pictures = whole if given else _divided(whole, learned, held)
     network = create(next(iter(SISTERS)), whole.classes, seed=settings.seed)
     outcome = probe_then_tune(network, pictures, settings, listeners, folder, resume, stop)
@@ -242,8 +242,8 @@ def tune(
     if not given and not outcome.interrupted:
         history += _with_all(network, whole, settings, listeners, stop).history[1:]
     temperature = fit_temperature(logits.numpy(), labels.numpy()) if len(labels) >= 30 else 1.0
-    how = "validation" if given else "set aside"
-    metrics = {**_measured(logits, labels, how, f"fine-tuned: {score}", outcome.best_epoch), "steps": outcome.steps}
+    metrics = {**_measured(logits, labels, "validation" if given else "set aside", f"fine-tuned: {score}",
+                           outcome.best_epoch), "steps": outcome.steps}
     return Chosen(network.eval(), whole, history, metrics, temperature, outcome.interrupted)
 
 def _divided(whole: Material, learned: np.ndarray, held: np.ndarray) -> Material:

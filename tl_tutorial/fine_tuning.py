@@ -73,7 +73,7 @@ def fine_tune(
           Peers(shard, place).together()):
         if shard[0] == 0: # the others may stand where there is no such folder
             _look_at(kept, resume)
-        if _chooses(arch, settings, shard):
+        if preprocess is None and _chooses(arch, settings, shard):
             with _at_once(asked):
                 folder, valid = merged(folder, valid), None
             if len(folder.items) <= MOST:
