@@ -352,6 +352,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'tl_tutorial.inference.in_parts': ('module/inference.html#in_parts', 'tl_tutorial/inference.py'),
                                        'tl_tutorial.inference.out_of_memory': ( 'module/inference.html#out_of_memory',
                                                                                 'tl_tutorial/inference.py'),
+                                       'tl_tutorial.inference.placed': ('module/inference.html#placed', 'tl_tutorial/inference.py'),
                                        'tl_tutorial.inference.predict_logits': ( 'module/inference.html#predict_logits',
                                                                                  'tl_tutorial/inference.py'),
                                        'tl_tutorial.inference.quick_format': ( 'module/inference.html#quick_format',

@@ -22,7 +22,7 @@ from PIL import Image
 from .backbones import create
 from .batches import stored_side
 from .heads import Head, ridge_head
-from .inference import features, predict_logits, quick_format
+from .inference import features, placed, predict_logits
 from .material import Material, pick_size
 from .metrics import fit_temperature, wilson
 from .network import Network, Preprocess
@@ -76,7 +76,7 @@ class Evidence:
 def _seen(names: Sequence[str], material: Material, settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
     "Features of the training and of the validation pictures by some of the three networks."
     network = Network(Panel([load_lite(name) for name in names]), 1280 * len(names), 1, Preprocess())
-    network.to(device=material.device, memory_format=quick_format(torch.device(material.device)))  # type: ignore[call-overload]
+    placed(network, material.device)
     valid = material.valid()
     train = features(network, material.train(settings, still=True), settings)
     return train, features(network, valid, settings) if valid else train[:0]
@@ -106,8 +106,9 @@ def look(
     head = _head(train, pictures, settings)
     network = create("panel", material.classes, seed=settings.seed)
     network.head.load_state_dict({"weight": head.weight, "bias": head.bias})
-    network.to(device=material.device, memory_format=quick_format(torch.device(material.device))).eval()  # type: ignore[call-overload]
-    detailed, answers = resized(material, tuning_side(material.size, settings, short_side)), train @ head.weight.T + head.bias
+    placed(network, material.device).eval()
+    detailed = resized(material, tuning_side(material.size, settings, short_side))
+    answers = train @ head.weight.T + head.bias
     right = float((answers.argmax(1) == labels).float().mean())
     fitted = {"train_loss": float(F.cross_entropy(answers, labels)), "train_accuracy": right}
     if len(valid):
@@ -147,7 +148,8 @@ def plan(
         return Plan(0, "epochs = 0: the head alone was asked for")
     least = int(np.bincount(evidence.material.labels, minlength=evidence.material.classes).min())
     if settings.epochs < 0 and wrong < WRONG:
-        return Plan(0, f"not fine-tuned: the head is wrong about {wrong:.0%} of the pictures, which leaves little to win")
+        return Plan(0, f"not fine-tuned: the head is wrong about {wrong:.0%} of the pictures, "
+                       "which leaves little to win")
     if settings.epochs < 0 and least < FEWEST:
         return Plan(0, f"not fine-tuned: a class has {least} pictures, and it takes {FEWEST} to learn more than a head")
     epochs = settings.epochs if settings.epochs > 0 else int(np.clip(7200 // count, 4, 24))
@@ -156,7 +158,8 @@ def plan(
         if room < 3:
             return Plan(0, f"not fine-tuned: {settings.minutes:g} minutes are too few for it; more would allow it")
         epochs = min(epochs, room) if settings.epochs > 0 else min(40, room)
-    return Plan(epochs, f"the head is wrong about {wrong:.0%} of the pictures; {epochs} epochs of fine-tuning are tried")
+    return Plan(epochs, f"the head is wrong about {wrong:.0%} of the pictures; "
+                        f"{epochs} epochs of fine-tuning are tried")
 
 def seconds_each(
     network: Network, # Not changed: a copy takes the steps

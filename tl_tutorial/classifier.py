@@ -26,7 +26,7 @@ from .metrics import Evaluation, evaluation, softmax
 from .pixels import load_pixels, shown
 from .settings import DataError, ModelError, Settings, SettingsError, as_path, find_settings, pick_device
 from .settings import read_file as read_ini
-from .steps import predict_logits, quick_format
+from .inference import placed, predict_logits
 
 if TYPE_CHECKING:
     from tl_tutorial.figures import Drawn
@@ -167,7 +167,8 @@ class Classifier:
         total = self.metrics["valid_total"]
         if self.metrics.get("judged") == "leave-one-out":
             return f"leaving one out of {total} images after another"
-        return f"on {total} images set aside" if self.metrics.get("judged") == "set aside" else f"on {total} validation images"
+        kind = "images set aside" if self.metrics.get("judged") == "set aside" else "validation images"
+        return f"on {total} {kind}"
 
     def _repr_html_(self) -> str: # Names are escaped
         from tl_tutorial.figures import embedded
@@ -272,7 +273,7 @@ def load(
     place = pick_device(str(device))
     with ordinary(): # also inside torch.inference_mode, what is loaded can go on learning
         network.load_state_dict(tensors)
-        network.to(device=place, memory_format=quick_format(place)).eval()  # type: ignore[call-overload]
+        placed(network, place).eval()
     for name in ("arch", "preprocess", "pretrained"): # the network knows them
         kept.pop(name)
     return Classifier(network, **kept)

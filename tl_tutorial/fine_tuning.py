@@ -92,7 +92,8 @@ def _automatic(folder: Folder, settings: Settings, place: Any, heard: list[Liste
         largest = settings.size or SIZES[-1 if len(folder.items) <= MANY else 0]
         first = Network(nn.Flatten(), 1, 2, Preprocess())
         first.preprocess.check_size(largest)
-        material, report, classes = gather(folder, None, replace(settings, size=largest), first.preprocess, place, (0, 1),
+        wanted = replace(settings, size=largest)
+        material, report, classes = gather(folder, None, wanted, first.preprocess, place, (0, 1),
                                            progress, whole=True)
     tell = (lambda line: _print(line)) if progress else log.info
     chosen = automatic(material, settings, heard, kept, resume, asked, tell=tell, began=began,

@@ -17,7 +17,7 @@ from .metrics import fit_temperature, softmax
 __all__ = ['STRENGTHS', 'Head', 'ridge_head', 'suspicion']
 
 # %% ../nbs/module/155_heads.ipynb #hea00006
-STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-7, 4)) # as shares of the features' mean squared distance from their mean
+STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-7, 4)) # in mean squared distances of the features from their mean
 
 @dataclass(frozen=True)
 class Head:
@@ -92,7 +92,7 @@ def suspicion(
     head: Head, # Of all pictures
     labels: torch.Tensor, # int64 [N], as they were given
 ) -> tuple[np.ndarray, np.ndarray]: # Margins [N], negative where another label suits better, and that label [N]
-    "How far the left-out answers speak for each picture's label (Northcutt et al. 2021, arXiv:1911.00068, is a cousin)."
+    "How far the left-out answers speak for each label (Northcutt et al. 2021, arXiv:1911.00068, is a cousin)."
     logits = head.logits.clone()
     given = logits.gather(1, labels[:, None])[:, 0]
     other = logits.scatter(1, labels[:, None], -np.inf).max(1)

@@ -20,8 +20,8 @@ from .network import ordinary as ordinary
 from .settings import DeviceError, Settings
 
 # %% auto #0
-__all__ = ['TOO_SMALL', 'HOOKS', 'AT_ONCE', 'quick_format', 'half_type', 'half_precision', 'out_of_memory', 'in_parts', 'folded',
-           'predict_logits', 'features']
+__all__ = ['TOO_SMALL', 'HOOKS', 'AT_ONCE', 'quick_format', 'placed', 'half_type', 'half_precision', 'out_of_memory', 'in_parts',
+           'folded', 'predict_logits', 'features']
 
 # %% ../nbs/module/145_inference.ipynb #9d86452b
 def quick_format(
@@ -29,6 +29,14 @@ def quick_format(
 ) -> torch.memory_format: # How images and weights are laid out
     "Channels last on GPUs and CPUs (1.5 to 2 times faster for EfficientNet-Lite0 on a CPU); the usual order on MPS."
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+def placed(
+    network: nn.Module, # Any network
+    device: str | torch.device, # Where it will compute
+) -> nn.Module: # The same
+    "Move a network to a device, its weights laid out as it is quick there."
+    place = torch.device(device)
+    return network.to(device=place, memory_format=quick_format(place))  # type: ignore[call-overload]
 
 def half_type(
     device: torch.device, # Where the network computes

@@ -37,7 +37,10 @@ class EfficientNetLite2(EfficientNetLite0):
               (6, 120, 4, 1, 5), (6, 208, 5, 2, 5), (6, 352, 1, 1, 3))
 
 SISTERS: dict[str, type[EfficientNetLite0]] = {
-    "efficientnet_lite0": EfficientNetLite0, "efficientnet_lite1": EfficientNetLite1, "efficientnet_lite2": EfficientNetLite2}
+    "efficientnet_lite0": EfficientNetLite0,
+    "efficientnet_lite1": EfficientNetLite1,
+    "efficientnet_lite2": EfficientNetLite2,
+}
 SHA256 = { # of the published files
     "efficientnet_lite0": LITE0_SHA256,
     "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",

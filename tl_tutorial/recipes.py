@@ -21,7 +21,7 @@ from .backbones import Network
 from .batches import Batches
 from .folder import Item, digest
 from .freezing import freeze_start, freeze_statistics
-from .inference import features, quick_format
+from .inference import features, placed
 from .material import Material
 from .processes import Peers
 from .resuming import FREE, has_state
@@ -142,7 +142,7 @@ def probe_then_tune(
 ) -> Outcome: # History, best epoch, and whether it was interrupted
     "Fit the head on the frozen body, then fine-tune with small rates (LP-FT, Kumar et al. 2022, arXiv:2202.10054)."
     device = torch.device(material.device)
-    network.to(device=device, memory_format=quick_format(device))  # type: ignore[call-overload]
+    placed(network, device)
     key, count = _key(network, material, settings, folder), len(material.labels)
     epochs = default_epochs(count) if settings.epochs < 0 else settings.epochs
     lr = settings.lr or default_rate(count, network.pretrained, settings.optimizer)

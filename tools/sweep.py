@@ -1,9 +1,9 @@
 """Every kind of network through every use: `python -m tools.sweep` writes nbs/reference/sweep_results.json.
 
 All classification networks of torchvision and sixty of timm, at random weights: create, forward at the natural
-and at another size, blocks, rates, freezing, one training step, Grad-CAM, saving and loading, and ONNX for a few.
+and at another size, blocks, rates, freezing, one training step, Grad-CAM, saving and loading, and ONNX.
 `python -m tools.sweep NAME …` prints the rows of a few networks and writes nothing; `--go-on` adds what is missing
-or has failed to the results of an earlier run.
+or has failed to the results of an earlier run; `--onnx` exports again, and keeps the rest of those rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from tl_tutorial.network import Network
 
 RESULTS = Path(__file__).parents[1] / "nbs" / "reference" / "sweep_results.json"
 LARGE = 200 # million parameters, above which only shapes are sent through
-EXPORTED = ("small_cnn", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "timm:vit_tiny_patch16_224")
 TIMM = (
     "resnet50d", "seresnet50", "mobilenetv2_100", "mobilenetv3_small_050", "mobilenetv4_conv_small",
     "tf_efficientnet_b0", "mixnet_s", "lcnet_050", "ghostnet_100", "regnety_002", "vgg11_bn", "dla34", "dpn68",
@@ -131,25 +130,48 @@ def layout(network: Network, side: int) -> dict[str, Any]:
     return {"maps": [down, across], "agreement": round(min(both), 2)}
 
 
-def kept(network: Network, arch: str, side: int, export: bool) -> str:
-    "Save, load and, for some, export: the same answers, or an assertion fails."
-    clf = tl.Classifier(network.eval(), ("cat", "dog", "owl", "pig", "rat"), side, tl.Settings(arch=arch))
+def classifier(network: Network, arch: str, side: int) -> tl.Classifier:
+    "The network as what a training gives."
+    return tl.Classifier(network.eval(), ("cat", "dog", "owl", "pig", "rat"), side, tl.Settings(arch=arch))
+
+
+def kept(network: Network, arch: str, side: int) -> str:
+    "Save and load, as a classifier and as the start of another: the same answers, or an assertion fails."
+    clf = classifier(network, arch, side)
     image = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         twin = tl.load(clf.save(Path(folder) / "m.safetensors"), device="cpu")
         wanted = list(clf.predict(image)[0].probabilities.values())
         assert np.allclose(list(twin.predict(image)[0].probabilities.values()), wanted, atol=1e-5)
         after = tl.create(None, 3, weights=Path(folder) / "m.safetensors")
-        assert after.arch == arch and all(torch.equal(a, b) for a, b in zip(after.body.state_dict().values(), network.body.state_dict().values(), strict=True))
-        if not export:
-            return "same answers"
-        import onnxruntime
+    assert after.arch == arch and all(torch.equal(a, b) for a, b in zip(after.body.state_dict().values(), network.body.state_dict().values(), strict=True))
+    return "same answers"
 
-        session = onnxruntime.InferenceSession(clf.export_onnx(Path(folder) / "m.onnx"))
-        images = torch.rand(3, 3, side, side)
-        with torch.no_grad():
-            assert np.allclose(session.run(None, {"images": images.numpy()})[0], network(images).softmax(1), atol=1e-4)
-        return "same answers, ONNX too"
+
+def exported(network: Network, arch: str, side: int) -> str:
+    "Export, and run the file in onnxruntime: the same probabilities, or an assertion fails."
+    import onnxruntime
+
+    images = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        session = onnxruntime.InferenceSession(classifier(network, arch, side).export_onnx(Path(folder) / "m.onnx"))
+        assert np.allclose(session.run(None, {"images": images.numpy()})[0], network(images).softmax(1), atol=1e-4)
+    return "same probabilities"
+
+
+def small_side(network: Network) -> int:
+    "A side that the network takes and that costs little."
+    prepared = network.preprocess
+    return max(64, prepared.least) if prepared.size > prepared.least else prepared.size
+
+
+def export_again(arch: str, found: dict[str, Any]) -> dict[str, Any]:
+    "The row of an earlier run with its export done now; networks of which only shapes were tried stay as they are."
+    if found.get("only") == "shapes":
+        return found
+    torch.manual_seed(0)
+    network = tl.create(arch, 5, weights="none")
+    return found | {"saved": "same answers", "onnx": gist(lambda: exported(network, arch, small_side(network)))}
 
 
 def row(arch: str, quick: bool = False) -> dict[str, Any]:
@@ -161,10 +183,9 @@ def row(arch: str, quick: bool = False) -> dict[str, Any]:
             network = tl.create(arch, 5, weights="none")
     except tl.ModelError: # some need numbers while they are built
         network = tl.create(arch, 5, weights="none")
-    natural, least = network.preprocess.size, network.preprocess.least
+    natural, least, small = network.preprocess.size, network.preprocess.least, small_side(network)
     found: dict[str, Any] = {"size": natural, "least": least, "features": network.head.in_features,
                              "million": round(sum(p.numel() for p in network.parameters()) / 1e6, 1)}
-    small = max(64, least) if natural > least else natural
     for side in dict.fromkeys((natural, least, small + 37)):
         found[f"takes_{side}"] = gist(lambda side=side: network.check_size(side) or "yes")  # type: ignore[misc]
     found |= depth(network)
@@ -175,7 +196,8 @@ def row(arch: str, quick: bool = False) -> dict[str, Any]:
         found["step"] = frozen_step(network, small)
         view = max(small, min(natural, 96))
         found["grad_cam"] = gist(lambda: layout(network, view))
-        found["saved"] = kept(network, arch, small, arch in EXPORTED)
+        found["saved"] = kept(network, arch, small)
+        found["onnx"] = gist(lambda: exported(network, arch, small))
     else:
         found["only"] = "shapes"
     return found | {"seconds": round(time.perf_counter() - began, 1)}
@@ -186,6 +208,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="networks to try; none: all, and the results are written")
     parser.add_argument("--go-on", action="store_true", help="keep the rows of an earlier run that succeeded")
     parser.add_argument("--quick", action="store_true", help="only what needs no numbers: sizes, blocks, rates, freezing")
+    parser.add_argument("--onnx", action="store_true", help="only export, and add what came out to the rows of an earlier run")
     args = parser.parse_args()
     asked = args.names
     warnings.simplefilter("ignore")
@@ -194,14 +217,16 @@ def main() -> None:
     import torchvision
 
     rows: dict[str, Any] = {}
-    if args.go_on and RESULTS.exists():
+    if args.onnx:
+        rows = json.loads(RESULTS.read_text())["networks"]
+    elif args.go_on and RESULTS.exists():
         rows = {arch: found for arch, found in json.loads(RESULTS.read_text())["networks"].items() if "failed" not in found
                 and ("saved" in found or found["million"] > LARGE and "only" in found)}
-    for arch in asked or [name for name in names() if name not in rows]:
+    for arch in asked or [name for name in names() if name not in rows or args.onnx and "onnx" not in rows[name]]:
         try:
-            rows[arch] = row(arch, args.quick)
+            rows[arch] = export_again(arch, rows[arch]) if args.onnx else row(arch, args.quick)
         except Exception as error: # a failure is a result too
-            rows[arch] = {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
+            rows[arch] = rows.get(arch, {}) | {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
         print(json.dumps({arch: rows[arch]}), flush=True)
         if not asked:
             versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__}
