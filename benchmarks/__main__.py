@@ -69,21 +69,21 @@ def probe_against_one_pass(rounds: int) -> dict[str, float]:
         for batch in material.train(Settings(), still=True).epoch():
             network(batch.images.to(memory_format=torch.channels_last))
 
-    return compare(lambda: probe(network, material, Settings()), one_pass, rounds)
+    return compare(lambda: probe(network, material, settings=Settings()), one_pass, rounds)
 
 
 def ours() -> None:
     "One epoch with `fit`."
     material, settings = pictures(96), Settings(batch_size=16, patience=99)
     network = freeze_statistics(create("efficientnet_lite0", material.classes)).to(memory_format=quick_format(torch.device("cpu")))
-    fit(network, material.train(settings), None, settings, 1, 5e-4)
+    fit(network, material.train(settings), valid=None, settings=settings, epochs=1, lr=5e-4)
 
 
 def bare() -> None:
     "The same epoch in bare PyTorch: same network, groups, batches and steps."
     material, settings, form = pictures(96), Settings(batch_size=16, patience=99), quick_format(torch.device("cpu"))
     network = freeze_statistics(create("efficientnet_lite0", material.classes)).to(memory_format=form)
-    optimizer = torch.optim.AdamW(parameter_groups(network, 5e-4, settings.decay_rate or 1.0))
+    optimizer = torch.optim.AdamW(parameter_groups(network, 5e-4, decay_rate=settings.decay_rate or 1.0))
     network.train()
     for batch in material.train(settings).epoch(0):
         optimizer.zero_grad()

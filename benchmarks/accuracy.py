@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks.sets import Pictures, development
-from tl_tutorial.automatic import SIZES
 from tl_tutorial.batches import Batches, stored_side
+from tl_tutorial.evidence import SIZES
 from tl_tutorial.heads import ridge_head
 from tl_tutorial.inference import features, quick_format
 from tl_tutorial.metrics import calibration_error, softmax
@@ -61,9 +61,9 @@ def drawn(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 def ours(table: dict[str, torch.Tensor], rows: np.ndarray, labels: np.ndarray, first: int) -> tuple[np.ndarray, float, int]:
     "Logits of the test pictures, the accuracy that the head says of itself, and the side that it chose."
     mine, classes = torch.from_numpy(labels[rows]), int(labels.max()) + 1
-    loss = {size: float(F.cross_entropy(ridge_head(table[f"{FIRST} {size}"][rows], mine, classes).logits, mine)) for size in SIZES}
+    loss = {size: float(F.cross_entropy(ridge_head(table[f"{FIRST} {size}"][rows], mine, classes=classes).logits, mine)) for size in SIZES}
     size = min(SIZES, key=lambda one: loss[one])
-    head = ridge_head(table[f"panel {size}"][rows], mine, classes)
+    head = ridge_head(table[f"panel {size}"][rows], mine, classes=classes)
     right = float((head.logits.argmax(1) == mine).float().mean())
     return (table[f"panel {size}"][first:] @ head.weight.T + head.bias).numpy(), right, size
 

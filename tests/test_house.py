@@ -129,3 +129,19 @@ def test_settings_ini_at_the_top_is_readable() -> None:
     from tl_tutorial.settings import read_settings
 
     assert read_settings(ROOT).seed == 42
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_after_two_arguments_the_others_are_named(room: str) -> None:
+    "What a call means can be read where it stands. PyTorch's own signatures, and three arguments that every exercise gives, are left."
+    tree = ast.parse((PACKAGE / f"{room}.py").read_text())
+    for node in [n for top in tree.body for n in (top.body if isinstance(top, ast.ClassDef) else [top]) if isinstance(n, ast.FunctionDef)]:
+        if not node.name.startswith("_") and node.name not in ("load_state_dict", "grade"):
+            assert len([a for a in node.args.args if a.arg not in ("self", "cls")]) <= 2, f"{room}.{node.name}"
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_lines_fit_on_a_screen(room: str) -> None:
+    "nbdev writes the list of a room's names itself."
+    lines = (PACKAGE / f"{room}.py").read_text().splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith("__all__ = ")] == []

@@ -121,6 +121,7 @@ ADDRESS = re.compile(r"^(https?|ftp|file|data|s3|gs|hf|az|abfss?):")
 def listed(
     things: Any, # A path, a folder, a picture in memory, or several of these
     on_bad: str = "error", # "skip" gives the problems back and does not raise the first
+    *,
     max_megapixels: float = 50.0, # Larger pictures in bytes are refused (million pixels)
 ) -> tuple[list[Any], list[ImageProblem | Problem]]: # Paths, PIL images and arrays; and what is none of these
     "Everything that was asked about, one by one."

@@ -17,17 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from .backbones import create
-from .batches import stored_side
-from .heads import Head, ridge_head
-from .inference import features, placed, predict_logits
-from .material import Material, pick_size
+from .evidence import Evidence, look
+from .inference import predict_logits
+from .material import Material
 from .metrics import fit_temperature, wilson
-from .network import Network, Preprocess
-from .panel import SISTERS, Panel, load_lite
-from .pixels import parallel
+from .network import Network
+from .panel import SISTERS
 from .recipes import default_rate, probe_then_tune
 from .settings import Settings, TrainingError
 from .steps import Run
@@ -36,95 +33,7 @@ from .training import Listener, Outcome, fit
 log = logging.getLogger("tl_tutorial")
 
 # %% auto #0
-__all__ = ['log', 'SIZES', 'MANY', 'MOST', 'WRONG', 'FEWEST', 'resized', 'Evidence', 'look', 'tuning_side', 'Plan', 'plan',
-           'seconds_each', 'Chosen', 'aside', 'tune', 'automatic']
-
-# %% ../nbs/module/195_automatic.ipynb #aut00006
-SIZES = (224, 288) # Sides to choose from (pixels)
-MANY = 3000 # Pictures beyond which only the smaller side is looked at
-MOST = 20_000 # Pictures beyond which one network is fine-tuned as if it had been named: features would fill the memory
-
-def resized(
-    material: Material, # Pictures stored for the largest side
-    size: int, # Side of the crops (pixels)
-) -> Material: # For this side
-    "The same pictures for a smaller side."
-    side = stored_side(size)
-    def smaller(images: np.ndarray) -> np.ndarray:
-        if not len(images) or images.shape[1] <= side:
-            return images
-        shrink = lambda image: np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
-        return np.stack(list(parallel(shrink, images)))  # type: ignore[arg-type]
-    return replace(material, images=smaller(material.images), valid_images=smaller(material.valid_images), size=size)
-
-@dataclass(frozen=True)
-class Evidence:
-    "A head on frozen features, and its answers to pictures that it had not seen."
-    network: Network # The panel with its head
-    material: Material # Pictures for the side that was chosen
-    logits: torch.Tensor # [N, C]: of the training pictures, left out one after another, or of the validation pictures
-    labels: torch.Tensor # int64 [N]
-    how: str # leave-one-out or validation
-    detailed: Material | None = None # Pictures for the side at which layers learn, where it is another
-    fitted: dict[str, float] = field(default_factory=dict) # Loss and accuracy on the pictures that it was fitted to
-
-    @property
-    def accuracy(self) -> float: # In 0..1
-        "Share of right answers to pictures that it had not seen."
-        return float((self.logits.argmax(1) == self.labels).float().mean())
-
-def _seen(names: Sequence[str], material: Material, settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
-    "Features of the training and of the validation pictures by some of the three networks."
-    network = Network(Panel([load_lite(name) for name in names]), 1280 * len(names), 1, Preprocess())
-    placed(network, material.device)
-    valid = material.valid()
-    train = features(network, material.train(settings, still=True), settings)
-    return train, features(network, valid, settings) if valid else train[:0]
-
-def _head(inputs: torch.Tensor, material: Material, settings: Settings) -> Head:
-    "The head of some features, its answers to pictures that it had not seen."
-    return ridge_head(inputs, torch.from_numpy(material.labels), material.classes, groups=material.groups,
-                      class_weights=settings.class_weights)
-
-def look(
-    material: Material, # Stored for the largest side
-    settings: Settings, # size and class_weights
-    short_side: int = 224, # Median short side of the pictures as they were found (pixels)
-) -> Evidence: # The panel with a head from all training pictures
-    "Choose the side by the smallest network's left-out answers, and fit a head on the features of all three."
-    labels = torch.from_numpy(material.labels)
-    sides = SIZES if not settings.size and len(labels) <= MANY else (settings.size or SIZES[0],)
-    first, *others = SISTERS
-    tried = []
-    for size in sides:
-        pictures = resized(material, size)
-        seen = _seen([first], pictures, settings)
-        loss = float(F.cross_entropy(_head(seen[0], pictures, settings).logits, labels)) if len(sides) > 1 else 0.0
-        tried.append((loss, pictures, seen))
-    _, pictures, seen = min(tried, key=lambda one: one[0])
-    train, valid = (torch.cat(both, 1) for both in zip(seen, _seen(others, pictures, settings), strict=True))
-    head = _head(train, pictures, settings)
-    network = create("panel", material.classes, seed=settings.seed)
-    network.head.load_state_dict({"weight": head.weight, "bias": head.bias})
-    placed(network, material.device).eval()
-    detailed = resized(material, tuning_side(material.size, settings, short_side))
-    answers = train @ head.weight.T + head.bias
-    right = float((answers.argmax(1) == labels).float().mean())
-    fitted = {"train_loss": float(F.cross_entropy(answers, labels)), "train_accuracy": right}
-    if len(valid):
-        truth = torch.from_numpy(material.valid_labels)
-        return Evidence(network, pictures, valid @ head.weight.T + head.bias, truth, "validation", detailed, fitted)
-    return Evidence(network, pictures, head.logits, labels, "leave-one-out", detailed, fitted)
-
-def tuning_side(
-    largest: int, # Side for which the pictures are stored (pixels)
-    settings: Settings, # size
-    short_side: int, # Median short side of the pictures as they were found (pixels)
-) -> int: # Pixels
-    "The side at which layers learn: as large as the pictures have detail for."
-    if settings.size or short_side >= 240:
-        return largest
-    return pick_size(settings, short_side, Preprocess())
+__all__ = ['log', 'WRONG', 'FEWEST', 'Plan', 'plan', 'seconds_each', 'Chosen', 'aside', 'tune', 'automatic']
 
 # %% ../nbs/module/195_automatic.ipynb #aut00009
 WRONG = 0.15 # Share of wrong answers from which fine-tuning is tried
@@ -139,6 +48,7 @@ class Plan:
 def plan(
     evidence: Evidence, # Of the head
     settings: Settings, # epochs and minutes
+    *,
     elapsed: float = 0.0, # Seconds that were used up
     each: float = 0.0, # Seconds that a picture takes in training; counts with `minutes`
 ) -> Plan: # Epochs, and why
@@ -164,6 +74,7 @@ def plan(
 def seconds_each(
     network: Network, # Not changed: a copy takes the steps
     material: Material, # Pictures
+    *,
     settings: Settings, # batch_size, …
 ) -> float: # Seconds
     "How long a picture takes in training: the second of two steps, timed."
@@ -188,6 +99,7 @@ class Chosen:
 def aside(
     material: Material, # All pictures
     fraction: float, # Share of each class to set aside
+    *,
     seed: int, # Another seed, another part
 ) -> tuple[np.ndarray, np.ndarray]: # Rows to learn from, and rows set aside
     "Divide by class at random; pictures of one group stay together, and each class keeps some to learn from."
@@ -220,6 +132,7 @@ def _measured(logits: torch.Tensor, labels: torch.Tensor, how: str, reason: str,
 def tune(
     evidence: Evidence, # Of the head
     rows: list[dict[str, Any]], # The history so far
+    *,
     settings: Settings, # epochs: how many to take
     listeners: Sequence[Listener] = (), # Called with each event
     folder: Path | None = None, # Where the state is kept
@@ -228,15 +141,16 @@ def tune(
 ) -> Chosen: # The fine-tuned network where it is better, else the head
     "Fine-tune one network, and keep it if it beats the head on pictures that neither had seen."
     whole, given = evidence.detailed or evidence.material, evidence.how == "validation"
-    learned, held = aside(whole, settings.valid_fraction, settings.seed)
+    learned, held = aside(whole, settings.valid_fraction, seed=settings.seed)
     if not given and not len(held): # all pictures of each class are alike
         return _from_head(evidence, rows, "the head was kept: too few different pictures to set a part of them aside")
     pictures = whole if given else _divided(whole, learned, held)
     network = create(next(iter(SISTERS)), whole.classes, seed=settings.seed)
-    outcome = probe_then_tune(network, pictures, settings, listeners, folder, resume, stop)
+    outcome = probe_then_tune(network, pictures, settings=settings, listeners=listeners,
+                              folder=folder, resume=resume, stop=stop)
     labels = torch.from_numpy(pictures.valid_labels)
-    logits, theirs = predict_logits(network, pictures.valid(), settings), evidence.logits  # type: ignore[arg-type]
-    theirs = theirs if given else theirs[torch.from_numpy(held)]
+    logits = predict_logits(network, pictures.valid(), settings=settings)  # type: ignore[arg-type]
+    theirs = evidence.logits if given else evidence.logits[torch.from_numpy(held)]
     right, before = (float((one.argmax(1) == labels).float().mean()) for one in (logits, theirs))
     history = [*rows, *outcome.history[1:]] # what was tried stands there, whatever is kept
     score = f"{right:.3f} right on {len(labels)} pictures that neither had seen, and the head {before:.3f}"
@@ -258,27 +172,27 @@ def _divided(whole: Material, learned: np.ndarray, held: np.ndarray) -> Material
 def _with_all(network: Network, whole: Material, settings: Settings, listeners: Sequence[Listener],
               stop: Callable[[], bool]) -> Outcome:
     "A few more epochs with all pictures, from a third of the rate down."
-    lr = (settings.lr or default_rate(len(whole.labels), True, settings.optimizer)) / 3
+    lr = (settings.lr or default_rate(len(whole.labels), True, optimizer=settings.optimizer)) / 3
     settings = replace(settings, decay_rate=settings.decay_rate or 0.8)
-    return fit(network, whole.train(settings), None, settings, max(1, settings.epochs // 5), lr, listeners=listeners,
-               stop=stop)
+    return fit(network, whole.train(settings), valid=None, settings=settings, epochs=max(1, settings.epochs // 5),
+               lr=lr, listeners=listeners, stop=stop)
 
 # %% ../nbs/module/195_automatic.ipynb #aut00013
 def automatic(
     material: Material, # All pictures, stored for the largest side
     settings: Settings, # epochs, minutes, size, class_weights, …
+    *,
     listeners: Sequence[Listener] = (), # Called with each event
     folder: Path | None = None, # Where the state is kept
     resume: bool = False, # Go on from the state in `folder`
     stop: Callable[[], bool] = lambda: False, # Asked after every step
-    *,
     tell: Callable[[str], None] = log.info, # Gets one line at a time
     began: float | None = None, # When the work began (perf_counter), for `minutes`
     short_side: int = 224, # Median short side of the pictures as they were found (pixels)
 ) -> Chosen: # A network, its side, how good it is, and why it was kept
     "The head on the panel, and fine-tuning where that pays."
     began = time.perf_counter() if began is None else began
-    evidence = look(material, settings, short_side)
+    evidence = look(material, settings, short_side=short_side)
     right, total = evidence.accuracy, len(evidence.labels)
     tell(f"the head alone, three networks at {evidence.material.size} pixels: {right:.3f} right "
          f"({evidence.how.replace('-', ' ')}, {total:,} pictures)")
@@ -288,14 +202,14 @@ def automatic(
     each = 0.0
     if settings.minutes and plan(evidence, replace(settings, minutes=0.0)).epochs:
         learner = create(next(iter(SISTERS)), material.classes)
-        each = seconds_each(learner, evidence.detailed or evidence.material, settings)
-    todo = plan(evidence, settings, time.perf_counter() - began, each)
+        each = seconds_each(learner, evidence.detailed or evidence.material, settings=settings)
+    todo = plan(evidence, settings, elapsed=time.perf_counter() - began, each=each)
     tell(todo.reason)
     if not todo.epochs or stop():
         return _from_head(evidence, [row], todo.reason, bool(todo.epochs))
     try:
         longer = replace(settings, epochs=todo.epochs, patience=max(settings.patience, todo.epochs))
-        chosen = tune(evidence, [row], longer, listeners, folder, resume, stop)
+        chosen = tune(evidence, [row], settings=longer, listeners=listeners, folder=folder, resume=resume, stop=stop)
     except TrainingError as error: # nothing is lost: the head is there
         log.warning("fine-tuning failed, the head alone is kept: %s", error)
         return _from_head(evidence, [row], f"the head was kept: fine-tuning failed ({error})")

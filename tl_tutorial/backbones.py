@@ -122,7 +122,7 @@ def _torchvision(
             model.aux_logits = False
     features = replace_head(model)
     if stored:
-        fill(model, stored, arch, spare=whole - set(model.state_dict()))
+        fill(model, stored, arch=arch, spare=whole - set(model.state_dict()))
     return model, features, preprocess
 
 LEAST = {"inception_v3": 75, "alexnet": 64, "densenet121": 64} # sides in pixels; 32 for the others
@@ -155,7 +155,7 @@ def _timm(name: str, weights: str, stored: Stored | None) -> tuple[nn.Module, in
     if stored:
         heads = config.get("classifier") or ()
         olds = tuple(f"{one}." for one in ((heads,) if isinstance(heads, str) else heads))
-        fill(body, stored, f"timm:{name}", spare=olds)
+        fill(body, stored, arch=f"timm:{name}", spare=olds)
     recipe = timm.data.resolve_model_data_config(body)
     channels, side = recipe["input_size"][0], recipe["input_size"][-1]
     mean, std = (tuple(recipe[which])[:channels] for which in ("mean", "std"))
@@ -173,13 +173,13 @@ def _body(
 ) -> tuple[nn.Module, int, Preprocess]:
     "The body of a named network, the length of its features, and its preprocessing."
     if arch == "panel" or arch in SISTERS:
-        return lite_body(arch, weights, stored)
+        return lite_body(arch, weights, stored=stored)
     if arch == "small_cnn":
         if weights not in ("default", "none"):
             raise ModelError(f"weights={weights!r}: small_cnn starts at random; leave weights out, or give a file")
         body = small_cnn()
         if stored:
-            fill(body, stored, arch)
+            fill(body, stored, arch=arch)
         return body, 256, Preprocess(size=64, least=8)
     if arch.startswith("timm:"):
         return _timm(arch[5:], weights, stored)
@@ -199,10 +199,10 @@ def _agreed(arch: str | None, stored: Stored | None) -> str:
 def create(
     arch: str | nn.Module | None, # panel, efficientnet_lite0, small_cnn, a torchvision name, timm:NAME, a module
     classes: int, # Outputs of the new head
+    *,
     weights: str | Path = "default", # default, none, a torchvision weights name, or a local file
     seed: int = 42, # For everything that starts at random
     preprocess: Preprocess | None = None, # Instead of what the weights are known to expect
-    *,
     pretrained: bool | None = None, # Is the body worth keeping? None: unless it is seen to start at random
 ) -> Network: # Body, new head, preprocessing
     "Build a network with a new head for `classes` classes; raises ModelError with a remedy."

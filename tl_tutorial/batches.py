@@ -30,6 +30,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def uniforms(
     seed: int, # One number for the whole run
     epoch: int, # Which pass over the data
+    *,
     index: np.ndarray, # Image indices [B]
     count: int, # How many numbers per image
 ) -> np.ndarray: # float32 [B, count] in 0..1
@@ -113,6 +114,7 @@ def _jitter(images: torch.Tensor, factors: torch.Tensor) -> None:
 def augment(
     images: torch.Tensor, # uint8, or float in 0..1 [B, 3, S, S]
     numbers: np.ndarray, # [B, 8] in 0..1, as from uniforms
+    *,
     size: int, # Side of the result (pixels)
     how: Augmentation, # How far images may change
 ) -> torch.Tensor: # float [B, 3, size, size] in 0..1
@@ -224,4 +226,4 @@ class Batches:
         images = raw.permute(0, 3, 1, 2)
         if self.how is None:
             return images.float().div_(255)
-        return augment(images, uniforms(self.seed, epoch, index, 8), self.size, self.how)
+        return augment(images, uniforms(self.seed, epoch, index=index, count=8), size=self.size, how=self.how)

@@ -25,6 +25,7 @@ __all__ = ['write_file', 'read_file', 'store', 'restore']
 def write_file(
     path: str | Path, # The file; replaced only when the new one is complete
     tensors: dict[str, torch.Tensor], # What to keep
+    *,
     metadata: dict[str, Any], # Plain data, stored as JSON in the header
 ) -> None: # Raises TrainingError when it cannot be written
     "Write tensors and metadata as one safetensors file, all or nothing."
@@ -79,6 +80,7 @@ def _another_kind(path: Path) -> None:
 def store(
     folder: str | Path, # The checkpoint folder; made when it is not there
     tensors: dict[str, torch.Tensor], # The state's numbers
+    *,
     metadata: dict[str, Any], # The rest of the state
 ) -> None: # Raises TrainingError when it cannot be written
     "Keep the state of a run; the previous state stays beside it."
@@ -86,7 +88,7 @@ def store(
     current, previous, fresh = (folder / f"state{part}.safetensors" for part in ("", ".previous", ".new"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(fresh, tensors, metadata)
+        write_file(fresh, tensors, metadata=metadata)
         if current.exists():
             os.replace(current, previous)
         os.replace(fresh, current)

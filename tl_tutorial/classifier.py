@@ -60,12 +60,12 @@ class Classifier:
         if not len(pixels.kept):
             return np.zeros((0, len(self.classes))), [], list(pixels.problems)
         batches = Batches(pixels.images, np.zeros(len(pixels.kept)), self.size, 64, device=self.device)
-        logits = predict_logits(self.network, batches, self.settings)
+        logits = predict_logits(self.network, batches, settings=self.settings)
         return logits.numpy(), list(map(int, pixels.kept)), list(pixels.problems)
 
     def logits(self, things: Any, on_bad: str = "error") -> tuple[np.ndarray, list[Any], tuple[Any, ...]]:
         "Logits [N, C], the things that were read, and the problems with the others."
-        items, left = listed(things, on_bad, _limits(self.settings).max_megapixels)
+        items, left = listed(things, on_bad, max_megapixels=_limits(self.settings).max_megapixels)
         logits, kept, problems = self._of(items, on_bad)
         return logits, [items[k] for k in kept], (*left, *problems)
 
@@ -103,7 +103,7 @@ class Classifier:
         if not kept:
             raise DataError(f"{shown(found.root)}: no image could be read; run tl-tutorial check {shown(found.root)}")
         labels = np.array([self.classes.index(items[k].label) for k in kept])
-        judged = evaluation(softmax(logits, self.temperature), labels, self.classes)
+        judged = evaluation(softmax(logits, self.temperature), labels, classes=self.classes)
         passed = [problem for problem in found.problems if problem.kind in PASSED]
         return replace(judged, problems=(*problems, *passed))
 
@@ -118,7 +118,7 @@ class Classifier:
         if label is not None and label not in self.classes:
             raise DataError(f"class {shown(label)} is unknown; choose one of {_few(self.classes)}")
         limit = _limits(self.settings).max_megapixels
-        items, _ = listed(thing, "error", limit)
+        items, _ = listed(thing, "error", max_megapixels=limit)
         if len(items) != 1:
             raise DataError(f"{len(items)} pictures were given; explain takes one")
         stored = -(-self.size * 8 // 7) # the same centre as in predict
@@ -126,9 +126,9 @@ class Classifier:
         picture = load_pixels(items, stored, max_megapixels=limit).images[:, middle, middle]
         images = torch.from_numpy(picture).permute(0, 3, 1, 2).float().div(255).to(self.device)
         best = int(self._of(items, "error")[0][0].argmax()) if label is None else self.classes.index(label)
-        heat = grad_cam(self.network, images, best)[0].cpu().numpy()
+        heat = grad_cam(self.network, images, target=best)[0].cpu().numpy()
         titles = ["picture", f"evidence for {shown(self.classes[best])}"]
-        drawn = show_images([picture[0], overlay(picture[0], heat)], titles, 2, 2.6)
+        drawn = show_images([picture[0], overlay(picture[0], heat)], titles, columns=2, width=2.6)
         return replace(drawn, data={**drawn.data, "heat": heat, "label": self.classes[best]})
 
     def plot(self) -> Drawn: # Loss over the epochs; 0 is the start
@@ -136,7 +136,7 @@ class Classifier:
         from tl_tutorial.figures import curves
         names = {"train_loss": "training", "valid_loss": "validation"}
         rows = [row for row in self.history if row.get("stage") != "mean of epochs"] # that one is no epoch
-        return curves({label: [row.get(name) for row in rows] for name, label in names.items()}, "epoch", "loss")
+        return curves({label: [row.get(name) for row in rows] for name, label in names.items()}, "epoch", ylabel="loss")
 
     def save(
         self,
@@ -144,7 +144,7 @@ class Classifier:
     ) -> Path: # The same place
         "Write one safetensors file with everything in it; `load` reads it back."
         place = as_path(path)
-        write_file(place, dict(self.network.state_dict()), _described(self))
+        write_file(place, dict(self.network.state_dict()), metadata=_described(self))
         return place
 
     def export_onnx(
@@ -251,6 +251,7 @@ def _misfit(found: dict[str, Any], error: Exception) -> str:
 def load(
     path: str | Path, # A file written by Classifier.save
     device: str | torch.device = "auto", # auto, cpu, cuda, cuda:N or mps
+    *,
     arch: nn.Module | None = None, # For a network of your own: the module it was made from
 ) -> Classifier: # Ready to use
     "Load a classifier; runs no code from the file and checks everything before use."
@@ -265,7 +266,7 @@ def load(
     if kept["arch"] == "custom" and arch is None:
         raise ModelError(f"{shown(path)}: made from a module of your own; load it in Python with arch= and that module")
     try:
-        network = create(arch or kept["arch"], len(kept["classes"]), "none", preprocess=kept["preprocess"],
+        network = create(arch or kept["arch"], len(kept["classes"]), weights="none", preprocess=kept["preprocess"],
                          pretrained=kept["pretrained"])
     except ModelError as error:
         raise ModelError(f"{shown(path)}: {_misfit(found, error) if _newer(found) else error}") from error

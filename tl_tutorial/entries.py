@@ -100,6 +100,7 @@ def is_run(
 def image_files(
     folder: Path, # Any folder
     root: Path, # Links may not lead out of it; itself without links
+    *,
     read: frozenset[str], # The endings that are read
     passed: list[Problem], # What is passed over is added to it
     depth: int = 0, # How many folders lie above
@@ -113,8 +114,8 @@ def image_files(
     for entry in found:
         path = Path(entry.path)
         if entry.is_dir(follow_symlinks=False) and depth < DEEPEST:
-            yield from image_files(path, root, read, passed, depth + 1)
-        elif problem := passed_over(entry, path, root, read):
+            yield from image_files(path, root, read=read, passed=passed, depth=depth + 1)
+        elif problem := passed_over(entry, path, root=root, read=read):
             passed.append(problem)
         else:
             yield path
@@ -122,6 +123,7 @@ def image_files(
 def passed_over(
     entry: os.DirEntry[str], # A file, a link or something else
     path: Path, # The same as a path
+    *,
     root: Path, # Links may not lead out of it
     read: frozenset[str], # The endings that are read
 ) -> Problem | None: # None when it is an image file
@@ -147,5 +149,5 @@ def find_images(
     passed: list[Problem] | None = None, # What is passed over is added to it: links, formats, other files
 ) -> list[Path]: # Image files below it, in order
     "List the image files below a folder, labelled or not; hidden ones and links that lead out are passed over."
-    root = as_path(folder, "folder", "give a folder with images")
-    return list(image_files(root, root.resolve(), endings(), [] if passed is None else passed))
+    root = as_path(folder, "folder", remedy="give a folder with images")
+    return list(image_files(root, root.resolve(), read=endings(), passed=[] if passed is None else passed))

@@ -108,6 +108,7 @@ def evidence(
 def grad_cam(
     network: Network, # Body and head
     images: torch.Tensor, # float [B, 3, H, W] in 0..1
+    *,
     target: int | None = None, # Class index; None explains each image's own best class
 ) -> torch.Tensor: # float [B, H, W], each map scaled to 0..1
     "Where the network looks for a class (Selvaraju et al. 2017, arXiv:1610.02391); ModelError where it has no maps."

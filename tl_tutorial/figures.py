@@ -156,6 +156,7 @@ _MOST = 200 # Pictures in one figure
 def show_images(
     images: Sequence[Any] | np.ndarray, # Arrays [H, W] or [H, W, 3] (uint8, or float in 0..1) or PIL images
     titles: Sequence[str] = (), # One title per image
+    *,
     columns: int = 6, # Images per row
     width: float = 1.25, # Inches per image
 ) -> Drawn: # The grid; data: images, titles
@@ -178,6 +179,7 @@ def show_images(
 def curves(
     series: Mapping[str, Sequence[float | None]], # Name → one value per step
     xlabel: str = "epoch", # Label of the horizontal axis
+    *,
     ylabel: str = "value", # Label of the vertical axis
     x: Sequence[float] | None = None, # Horizontal positions; None counts from 0
 ) -> Drawn: # The curves; data: x and each series
@@ -248,6 +250,7 @@ def matrix(
 def reliability(
     confidence: Sequence[float], # Mean confidence of each bin, in 0..1
     accuracy: Sequence[float], # Share right in each bin, in 0..1
+    *,
     count: Sequence[int], # Predictions in each bin; sets the dot's size
 ) -> Drawn: # The diagram; data: confidence, accuracy, count
     "Draw a reliability diagram from binned predictions."

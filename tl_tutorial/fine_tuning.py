@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from .automatic import MANY, MOST, SIZES, automatic
+from .automatic import automatic
+from .evidence import MANY, MOST, SIZES
 from .backbones import create
 from .classifier import Classifier
 from .folder import Folder
@@ -44,6 +45,7 @@ __all__ = ['log', 'fine_tune', 'say', 'started_from']
 def fine_tune(
     folder: str | Path | Folder, # folder/CLASS/*.jpg, or with train/ and valid/ above the classes
     valid: str | Path | Folder | None = None, # Validation folder; None sets part of each class aside
+    *,
     arch: str | nn.Module | None = None, # Backbone; None lets the evidence choose, or what settings.ini says
     epochs: int | None = None, # Fine-tuning epochs after the head; 0: the head alone; None lets the data decide
     size: int | None = None, # Side of the images (pixels); None lets the data decide
@@ -93,11 +95,11 @@ def _automatic(folder: Folder, settings: Settings, place: Any, heard: list[Liste
         first = Network(nn.Flatten(), 1, 2, Preprocess())
         first.preprocess.check_size(largest)
         wanted = replace(settings, size=largest)
-        material, report, classes = gather(folder, None, wanted, first.preprocess, place, (0, 1),
-                                           progress, whole=True)
+        material, report, classes = gather(folder, None, settings=wanted, preprocess=first.preprocess, device=place,
+                                           shard=(0, 1), progress=progress, whole=True)
     tell = (lambda line: _print(line)) if progress else log.info
-    chosen = automatic(material, settings, heard, kept, resume, asked, tell=tell, began=began,
-                       short_side=report.sizes[1])
+    chosen = automatic(material, settings, listeners=heard, folder=kept, resume=resume, stop=asked, tell=tell,
+                       began=began, short_side=report.sizes[1])
     return Classifier(chosen.network, classes, chosen.material.size, replace(settings, arch=chosen.network.arch),
                       chosen.history, chosen.metrics, chosen.temperature, chosen.interrupted)
 
@@ -107,16 +109,16 @@ def _named(folder: Any, valid: Any, arch: Any, settings: Settings, preprocess: P
     "The way with one network: fit its head, fine-tune it, keep the best weights."
     with _at_once(asked):
         body: Any = arch if isinstance(arch, nn.Module) else started_from(arch, settings)
-        start = create(body, 2, settings.weights, settings.seed, preprocess) # two classes until the folder is known
+        start = create(body, 2, weights=settings.weights, seed=settings.seed, preprocess=preprocess) # two for now
         if settings.size:
             start.check_size(settings.size)
-        material, _, classes = gather(folder, valid, settings, start.preprocess, place, shard,
-                                      progress and shard[0] == 0)
-        network = start.with_head(len(classes), settings.seed, classes)
+        material, _, classes = gather(folder, valid, settings=settings, preprocess=start.preprocess, device=place,
+                                      shard=shard, progress=progress and shard[0] == 0)
+        network = start.with_head(len(classes), settings.seed, names=classes)
     settings = replace(settings, arch=network.arch)
     try:
-        outcome = probe_then_tune(network, material, settings, heard, kept, resume, asked,
-                                  keep=set(classes) <= set(start.known))
+        outcome = probe_then_tune(network, material, settings=settings, listeners=heard,
+                                  folder=kept, resume=resume, stop=asked, keep=set(classes) <= set(start.known))
     except TrainingError as error: # what was learned so far is not lost
         error.classifier = Classifier(network.eval(), classes, material.size, settings)
         raise
@@ -159,7 +161,7 @@ def _judged(network: Network, material: Material, settings: Settings, outcome: O
     judged = material.valid()
     if judged is None:
         return {}, 1.0
-    logits = predict_logits(network, judged, settings).numpy()
+    logits = predict_logits(network, judged, settings=settings).numpy()
     right, total = int((logits.argmax(1) == material.valid_labels).sum()), len(logits)
     metrics = {"valid_accuracy": right / total, "valid_total": total,
                "valid_interval": list(wilson(right, total)), "best_epoch": outcome.best_epoch,

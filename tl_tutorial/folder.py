@@ -84,14 +84,14 @@ def _class_folders(folder: Path, split: str, found: _Listing) -> list[Item]:
 
 def _stray(entry: os.DirEntry[str], path: Path, found: _Listing) -> Problem:
     "What a file outside of any class folder is."
-    return passed_over(entry, path, found.root, found.read) or Problem(
+    return passed_over(entry, path, root=found.root, read=found.read) or Problem(
         str(path), "no class", "an image outside of any class folder", "move it into the folder of its class",
         "warning")
 
 def _class_files(path: Path, label: str, found: _Listing) -> list[Path]:
     "The files of one class; one without an image is a problem, unless it holds a run or its results."
     noted: list[Problem] = []
-    files = list(image_files(path, found.root, found.read, noted))
+    files = list(image_files(path, found.root, read=found.read, passed=noted))
     found.problems += noted
     for parent in {file.parent for file in files}:
         _note_roles(parent.relative_to(path).parts, found.below[label])
@@ -122,7 +122,7 @@ def _branches(folder: Path, read: frozenset[str]) -> list[Branch]:
         if is_run(inside) or not entry.is_dir(follow_symlinks=False):
             continue
         deep = (one for one in inside if one.is_dir(follow_symlinks=False))
-        folders = tuple(one.name for one in deep if next(image_files(Path(one.path), root, read, []), None))
+        folders = tuple(one.name for one in deep if next(image_files(Path(one.path), root, read=read, passed=[]), None))
         found.append(Branch(entry.name, any(_is_picture(one, read) for one in inside), folders))
     return found
 
@@ -153,7 +153,7 @@ def scan(
     ask: bool = True, # Refuse a layout that leaves a question; else it stands among the problems
 ) -> Folder: # What is there; nothing is opened
     "List a labelled folder; raises DataError when there is none, no labelled image, or a layout with two meanings."
-    root = as_path(folder, "folder", "give the folder that holds one folder per class")
+    root = as_path(folder, "folder", remedy="give the folder that holds one folder per class")
     if not os.path.exists(root): # never raises, also when a name is too long
         raise DataError(f"{shown(root)}: there is no such folder; check the path")
     if not os.path.isdir(root):
@@ -246,8 +246,8 @@ def _rank(seed: int, key: str) -> bytes:
 def split(
     items: Sequence[Item], # Labelled files
     fraction: float = 0.2, # Share of each class that goes to the second part, in 0..1
-    seed: int = 42, # Another seed, another split
     *,
+    seed: int = 42, # Another seed, another split
     digests: Mapping[Path, str] | None = None, # Of files that were read before, so that they are not read again
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]: # The larger part and the part set aside
     "Split items by class at random, equal files kept together; each class keeps at least one item in each part."

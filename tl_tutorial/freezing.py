@@ -135,9 +135,9 @@ FEW = 6 # layers, up to which each is one step
 def parameter_groups(
     network: Network, # Body and head
     lr: float, # Peak learning rate of the head
+    *,
     decay_rate: float = 0.7, # One step's share of the rate, in 0..1
     weight_decay: float = 0.01, # For weights; biases and norms get none
-    *,
     steps: float | None = None, # From a body's last layer to its first; None: 17, or one per layer where these are few
 ) -> list[dict[str, Any]]: # For a torch optimiser; each group carries its `peak` rate and `name`
     "One group per layer and kind, with rates that shrink towards the picture; frozen parameters are left out."

@@ -30,8 +30,8 @@ class Head:
 def ridge_head(
     inputs: torch.Tensor, # Features [N, F]
     labels: torch.Tensor, # int64 [N]
-    classes: int, # C
     *,
+    classes: int, # C
     groups: Sequence[int] | np.ndarray | None = None, # Pictures with the same number are left out together
     class_weights: bool = False, # Weigh each class by the inverse of its frequency
 ) -> Head: # Fitted on all pictures

@@ -145,6 +145,7 @@ def _quick(network: nn.Module, device: torch.device) -> nn.Module:
 def predict_logits(
     network: torch.nn.Module, # Put into eval mode
     batches: Batches, # In their fixed order
+    *,
     settings: Settings | None = None, # For mixed precision
 ) -> torch.Tensor: # float32 [N, C] on the CPU, in the order of the images
     "The logits of every image."
@@ -153,6 +154,7 @@ def predict_logits(
 def features(
     network: Network, # Put into eval mode
     batches: Batches, # In their fixed order
+    *,
     settings: Settings | None = None, # For mixed precision
 ) -> torch.Tensor: # float32 [N, F] on the CPU
     "The feature vector of every image; the body sees each image once."

@@ -100,6 +100,7 @@ def _disputed(report: Report) -> set[str]:
 def pick_size(
     settings: Settings, # size; 0 lets the data decide
     short_side: int, # Median short side of the pictures (pixels)
+    *,
     preprocess: Preprocess, # The network's natural and smallest size
 ) -> int: # Pixels
     "The side of the training images."
@@ -126,7 +127,7 @@ def merged(
     if valid is None:
         return first
     remedy = "give the folder with validation pictures"
-    second = valid if isinstance(valid, Folder) else scan(as_path(valid, "valid", remedy))
+    second = valid if isinstance(valid, Folder) else scan(as_path(valid, "valid", remedy=remedy))
     chosen = second.part("valid") or second.part("test") or second.items
     _refuse_overlap(first, mine, second, chosen)
     theirs = [Item(i.path, i.label, "valid") for i in chosen]
@@ -149,19 +150,19 @@ def _refuse_overlap(first: Folder, mine: Sequence[Item], second: Folder, theirs:
 def gather(
     folder: str | Path | Folder, # The labelled folder
     valid: str | Path | Folder | None, # Validation folder; None uses the folder's own split, or sets some aside
+    *,
     settings: Settings, # size, valid_fraction, on_bad, …
     preprocess: Preprocess, # Of the network that will be trained
     device: Any = "cpu", # Where to compute
     shard: tuple[int, int] = (0, 1), # This process's number, and how many there are
     progress: bool = False, # Show bars on stderr
-    *,
     whole: bool = False, # Set no validation pictures aside; those of the folder's own `valid` stay what they are
 ) -> tuple[Material, Report, tuple[str, ...]]: # The material, what was found, class names in order
     "Check a folder, set validation pictures aside by class, decode everything once."
     found = merged(folder, valid)
-    report = check(found, settings.max_megapixels, progress)
+    report = check(found, settings.max_megapixels, progress=progress)
     parts = _parts(found, report, refuse_or_skip(report, settings), settings, whole)
-    side = pick_size(settings, report.sizes[1], preprocess)
+    side = pick_size(settings, report.sizes[1], preprocess=preprocess)
     stored = -(-side * 8 // 7) # a little larger than the crop, as 256 is to 224
     total = sum(map(len, parts))
     (images, train), (valid_images, aside) = (_decoded(part, stored, len(part) / total, settings, progress)
@@ -198,7 +199,7 @@ def _parts(found: Folder, report: Report, skip: set[str], settings: Settings,
         train = _enough(train, report, settings)
         _classes(found, train, [])
         if not whole:
-            train, aside = map(list, split(train, settings.valid_fraction, settings.seed, digests=report.digests))
+            train, aside = map(list, split(train, settings.valid_fraction, seed=settings.seed, digests=report.digests))
     _classes(found, train, aside)
     return train, aside
 
@@ -227,8 +228,9 @@ def _classes(found: Folder, train: Sequence[Item], aside: Sequence[Item]) -> tup
 def _decoded(items: list[Item], side: int, share: float, settings: Settings,
              progress: bool) -> tuple[np.ndarray, list[Item]]:
     "The pixels of one part, and the items that they belong to."
-    pixels = load_pixels([item.path for item in items], side, settings.cache_mb * share, settings.on_bad,
-                         settings.max_megapixels, progress, settings.cache_dir)
+    pixels = load_pixels([item.path for item in items], side,
+                         budget_mb=settings.cache_mb * share, on_bad=settings.on_bad,
+                         max_megapixels=settings.max_megapixels, progress=progress, cache_dir=settings.cache_dir)
     for problem in pixels.problems: # bad since it was checked
         log.warning("left out: %s", problem)
     return pixels.images, [items[row] for row in pixels.kept]

@@ -41,6 +41,7 @@ def wilson(
 def calibration_bins(
     probabilities: np.ndarray, # [N, C], rows sum to 1
     labels: np.ndarray, # Class index of each row
+    *,
     bins: int = 10, # Bins of equal width between 0 and 1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # Mean confidence, share right and count of each non-empty bin
     "Group predictions by confidence."
@@ -58,7 +59,7 @@ def calibration_error(
     bins: int = 10, # Bins of equal width
 ) -> float: # Expected calibration error, in 0..1
     "Mean gap between confidence and accuracy (Guo et al. 2017, arXiv:1706.04599)."
-    confidence, accuracy, count = calibration_bins(probabilities, labels, bins)
+    confidence, accuracy, count = calibration_bins(probabilities, labels, bins=bins)
     return float((np.abs(confidence - accuracy) * count).sum() / count.sum())
 
 # %% ../nbs/module/12_metrics.ipynb #cbcbf82b
@@ -165,6 +166,7 @@ def _auc(scores: np.ndarray, positive: np.ndarray) -> float:
 def evaluation(
     probabilities: np.ndarray, # [N, C], rows sum to 1
     labels: np.ndarray, # Class index of each row
+    *,
     classes: Sequence[str], # C names
 ) -> Evaluation: # Everything at once
     "Judge probabilities against labels."

@@ -116,6 +116,7 @@ class Network(nn.Module):
         self,
         classes: int, # Outputs of the new head
         seed: int = 42, # From which it is drawn
+        *,
         names: Sequence[str] = (), # Names of the classes: a row that is known by name is carried over
     ) -> Network: # It shares the body with this one
         "The same body with a new head."

@@ -138,7 +138,7 @@ def from_module(
             log.warning("%s: its BatchNorm statistics are as new, so it is taken as not pretrained; "
                         "pretrained=True says otherwise", type(module).__name__)
     if stored:
-        fill(body, stored, type(module).__name__)
+        fill(body, stored, arch=type(module).__name__)
     known = bool(stored or kept and weights != "none") if pretrained is None else pretrained
     network = Network(body, features, classes, preprocess, name, known)
     network.known = stored.head if stored else {}

@@ -112,6 +112,7 @@ class Panel(nn.Module):
 def lite_body(
     arch: str, # efficientnet_lite0, _lite1, _lite2, or panel
     weights: str, # default or none
+    *,
     stored: Stored | None = None, # What a file of weights holds
 ) -> tuple[nn.Module, int, Preprocess]: # The body, the length of its features, its preprocessing
     "One of the embedded networks without its classifier, or all three as a panel."
@@ -122,7 +123,7 @@ def lite_body(
         members = [kind(0) if fresh else load_lite(name) for name, kind in SISTERS.items()]
         body: Any = Panel(members)
         if stored:
-            fill(body, stored, arch)
+            fill(body, stored, arch=arch)
         return body, 1280 * len(members), Preprocess()
     network = _from_file(arch, stored) if stored else load_lite(arch) if weights == "default" else SISTERS[arch](0)
     network.classifier = nn.Identity()
@@ -134,5 +135,5 @@ def _from_file(arch: str, stored: Stored) -> EfficientNetLite0:
     ours = body.state_dict()
     if len(stored.body) == len(ours) + len(others) and not set(ours) & set(stored.body): # Google's names
         return load_lite(arch, stored.file)
-    fill(body, stored, arch, spare=others)
+    fill(body, stored, arch=arch, spare=others)
     return body

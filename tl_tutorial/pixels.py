@@ -128,6 +128,7 @@ def _tell(place: str, size: int) -> None:
 def load_pixels(
     paths: Sequence[Any], # Files, PIL images or uint8 arrays [H, W, 3]
     side: int, # Side of the squares (pixels)
+    *,
     budget_mb: float = 2048, # Memory budget (MB); beyond it a file is mapped
     on_bad: str = "error", # "error": stop at the first bad file; "skip": leave it out and report it
     max_megapixels: float = 50.0, # Refuse larger images (million pixels)

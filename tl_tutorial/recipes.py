@@ -42,6 +42,7 @@ def _unit(centred: torch.Tensor) -> float:
 def fit_head(
     inputs: torch.Tensor, # Features [N, F], of any size
     labels: torch.Tensor, # int64 [N]
+    *,
     classes: int, # C
     settings: Settings, # loss, label_smoothing, class_weights
     pull: float = 0.01, # Strength of the pull to zero, on standardised features
@@ -58,7 +59,8 @@ def fit_head(
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe")
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = losses(x @ weight.T + bias, labels, settings, share).mean() + pull / 2 * weight.square().sum()
+        each = losses(x @ weight.T + bias, labels, settings=settings, class_weights=share)
+        loss = each.mean() + pull / 2 * weight.square().sum()
         loss.backward()
         return loss
     optimizer.step(closure)
@@ -72,23 +74,24 @@ PULLS = (0.3, 0.1, 0.03, 0.01, 0.003)
 def probe(
     network: Network, # Its head is replaced; its body does not change
     material: Material, # Training and validation pictures
+    *,
     settings: Settings, # loss, class_weights, …
     keep: bool = False, # The head that it has knows these classes: it is a candidate too
 ) -> dict[str, Any]: # The history's first row
     "Fit the head on cached features; the pull is chosen on the validation pictures."
     began = time.perf_counter()
-    inputs = features(network, material.train(settings, still=True), settings)
+    inputs = features(network, material.train(settings, still=True), settings=settings)
     labels, valid = torch.from_numpy(material.labels), material.valid()
-    seen = features(network, valid, settings) if valid else inputs
+    seen = features(network, valid, settings=settings) if valid else inputs
     truth = torch.from_numpy(material.valid_labels) if valid else labels
     candidates = [(network.head.weight.detach().cpu(), network.head.bias.detach().cpu())] if keep and valid else []
     for pull in PULLS if valid else (0.03,):
-        candidates.append(fit_head(inputs, labels, material.classes, settings, pull))
-    judged = [float(losses(seen @ weight.T + bias, truth, settings).mean()) for weight, bias in candidates]
+        candidates.append(fit_head(inputs, labels, classes=material.classes, settings=settings, pull=pull))
+    judged = [float(losses(seen @ weight.T + bias, truth, settings=settings).mean()) for weight, bias in candidates]
     weight, bias = candidates[int(np.argmin(np.nan_to_num(judged, nan=np.inf)))]
     network.head.load_state_dict({"weight": weight, "bias": bias})
     logits = inputs @ weight.T + bias
-    return {"stage": "probe", "lr": 0.0, "train_loss": float(losses(logits, labels, settings).mean()),
+    return {"stage": "probe", "lr": 0.0, "train_loss": float(losses(logits, labels, settings=settings).mean()),
             "train_accuracy": float((logits.argmax(1) == labels).float().mean()),
             "seconds": round(time.perf_counter() - began, 2)}
 
@@ -105,6 +108,7 @@ SGD = {True: 30.0, False: 10.0} # its rate as a multiple of AdamW's, for pretrai
 def default_rate(
     count: int, # Training images
     pretrained: bool = True, # Is there anything worth keeping in the body?
+    *,
     optimizer: str = "adamw", # adamw or sgd
 ) -> float: # The peak rate
     "The peak rate: many images may move a pretrained network further than few; SGD needs larger numbers."
@@ -133,6 +137,7 @@ def _prepare(network: Network, settings: Settings) -> None:
 def probe_then_tune(
     network: Network, # Trained in place; ends with the best weights
     material: Material, # Training and validation pictures
+    *,
     settings: Settings, # epochs, lr, tuned, …
     listeners: Sequence[Listener] = (), # Called with each event
     folder: Path | None = None, # Where the state is kept
@@ -145,13 +150,13 @@ def probe_then_tune(
     placed(network, device)
     key, count = _key(network, material, settings, folder), len(material.labels)
     epochs = default_epochs(count) if settings.epochs < 0 else settings.epochs
-    lr = settings.lr or default_rate(count, network.pretrained, settings.optimizer)
+    lr = settings.lr or default_rate(count, network.pretrained, optimizer=settings.optimizer)
     settings = replace(settings, decay_rate=settings.decay_rate or (0.8 if network.pretrained else 1.0))
     there = Peers(material.shard, device).first(resume and folder is not None and has_state(folder))
-    row = probe(network, material, settings, keep) if network.pretrained and not there else None
+    row = probe(network, material, settings=settings, keep=keep) if network.pretrained and not there else None
     _prepare(network, settings)
-    return fit(network, material.train(settings), material.valid(), settings, epochs, lr, first_row=row,
-               listeners=listeners, folder=folder, resume=resume, key=key, stop=stop, average=network.pretrained)
+    return fit(network, material.train(settings), valid=material.valid(), settings=settings, epochs=epochs, lr=lr,
+               first_row=row, listeners=listeners, folder=folder, resume=resume, key=key, stop=stop, average=network.pretrained)
 
 # %% ../nbs/module/17_recipes.ipynb #b68c01c2
 @dataclass(frozen=True)
@@ -164,6 +169,7 @@ class RateCurve:
 def find_rate(
     network: Network, # Not changed: a copy is trained
     batches: Batches, # Training batches
+    *,
     settings: Settings, # Optimiser, loss, …
     low: float = 1e-6, # First rate
     high: float = 1.0, # Last rate
@@ -207,6 +213,7 @@ def _steepest(x: np.ndarray, loss: np.ndarray) -> int:
 def cross_validate(
     items: Sequence[Item], # Labelled files
     score: Callable[[list[Item], list[Item]], float], # Trains on the first list, judges on the second
+    *,
     folds: int = 5, # How many parts
     seed: int = 42, # For the cut
 ) -> list[float]: # One score per fold

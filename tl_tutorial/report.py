@@ -192,10 +192,11 @@ def _short(name: str) -> str:
 def check(
     folder: str | Path | Folder, # A labelled folder
     max_megapixels: float = 50.0, # Larger images are reported, not decoded (million pixels)
+    *,
     progress: bool = False, # Show a bar on stderr
 ) -> Report: # Counts and problems; raises DataError when there is no labelled folder at all
     "Look for everything in a labelled folder that would hurt later; changes nothing."
-    of_kind(max_megapixels, "max_megapixels", (int, float), "give a number of million pixels")
+    of_kind(max_megapixels, "max_megapixels", kinds=(int, float), remedy="give a number of million pixels")
     found = folder if isinstance(folder, Folder) else scan(folder, ask=False)
     facts = list(parallel(lambda item: inspect(item, max_megapixels), found.items, label="checking", progress=progress))
     splits: dict[str, Counter[str]] = defaultdict(Counter)

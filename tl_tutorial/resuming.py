@@ -137,5 +137,5 @@ class States:
             return
         if self._stamp() != self._seen:
             raise self._shared()
-        store(self.folder, tensors, plain)
+        store(self.folder, tensors, metadata=plain)
         self._seen = self._stamp()

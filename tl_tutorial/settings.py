@@ -62,6 +62,7 @@ def shown(
 def of_kind(
     value: Any, # What was given
     name: str, # The argument's name
+    *,
     kinds: type | tuple[type, ...], # What it may be
     remedy: str, # What to give instead
 ) -> Any: # The value
@@ -74,10 +75,11 @@ def of_kind(
 def as_path(
     value: Any, # Text, bytes or a path object; ~ is the home folder
     name: str = "path", # The argument's name
+    *,
     remedy: str = "give a path, or . for the working folder", # What to give instead
 ) -> Path: # With ~ expanded
     "A path as it is meant; anything else, an empty text, or one with a NUL in it is a SettingsError."
-    text = os.fsdecode(of_kind(value, name, (str, bytes, os.PathLike), remedy))
+    text = os.fsdecode(of_kind(value, name, kinds=(str, bytes, os.PathLike), remedy=remedy))
     if not text.strip():
         raise SettingsError(f"{name} is empty, as from an unset variable; {remedy}")
     if "\0" in text:

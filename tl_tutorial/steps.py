@@ -29,6 +29,7 @@ __all__ = ['losses', 'balance', 'rate_factor', 'seeded', 'check_labels', 'Run', 
 def losses(
     logits: torch.Tensor, # [B, C]
     labels: torch.Tensor, # int64 [B]
+    *,
     settings: Settings, # loss and label_smoothing
     class_weights: torch.Tensor | None = None, # [C], with mean 1 over the training images
 ) -> torch.Tensor: # [B]
@@ -66,6 +67,7 @@ def rate_factor(
 def seeded(
     seed: int, # The run's seed
     step: int, # The step about to be done
+    *,
     device: torch.device, # Whose random numbers are seeded
 ) -> AbstractContextManager[None]: # Use as `with seeded(…):`
     "Inside, PyTorch's random numbers (dropout) depend on (seed, step) only; outside, they are as before."
@@ -85,7 +87,7 @@ def check_labels(
 
 def _optimizer(network: Network, settings: Settings, lr: float) -> torch.optim.Optimizer:
     "AdamW or SGD over the parts of the network that learn."
-    groups = parameter_groups(network, lr, settings.decay_rate or 1.0, settings.weight_decay)
+    groups = parameter_groups(network, lr, decay_rate=settings.decay_rate or 1.0, weight_decay=settings.weight_decay)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
     return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum)
@@ -134,7 +136,7 @@ class Run:
         while True:
             try:
                 self.optimizer.zero_grad(set_to_none=True)
-                with seeded(self.settings.seed, self.step, self.train.device):
+                with seeded(self.settings.seed, self.step, device=self.train.device):
                     parts = zip(batch.images.chunk(self.parts), batch.labels.chunk(self.parts), strict=True)
                     return torch.stack([self._part(*part, batch.total) for part in parts]).sum(0)
             except RuntimeError as error:
@@ -148,7 +150,7 @@ class Run:
         "Add the gradient of one part of a batch; gives loss, right answers and images as sums."
         with half_precision(self.train.device, self.settings):
             logits = self._logits(images.to(memory_format=quick_format(self.train.device)))
-        loss = losses(logits.float(), labels, self.settings, self.weights).sum()
+        loss = losses(logits.float(), labels, settings=self.settings, class_weights=self.weights).sum()
         (loss * self.scale / total).backward()
         right = (logits.argmax(1) == labels).sum()
         return torch.stack([loss.detach(), right.float(), torch.tensor(float(len(labels)), device=loss.device)])

@@ -91,8 +91,8 @@ def _judge(run: Run, valid: Batches | None) -> dict[str, float]:
     "Validation loss, as it is and at the best temperature, and accuracy; empty without validation data."
     if valid is None:
         return {}
-    logits, labels = predict_logits(run.network, valid, run.settings), torch.from_numpy(valid.labels)
-    plain = float(losses(logits, labels, run.settings).mean())
+    logits, labels = predict_logits(run.network, valid, settings=run.settings), torch.from_numpy(valid.labels)
+    plain = float(losses(logits, labels, settings=run.settings).mean())
     calibrated = plain
     enough = len(labels) >= 30 and bool(logits.isfinite().all()) # of fewer, a temperature says little
     if run.settings.loss == "cross_entropy" and enough:
@@ -181,11 +181,11 @@ class Outcome:
 def fit(
     network: Network, # Trained in place; ends with the best weights
     train: Batches, # What it learns from
+    *,
     valid: Batches | None, # What it is judged by; None keeps the last weights
     settings: Settings, # Optimiser, loss, patience, …
     epochs: int, # Passes over the training data, at most
     lr: float, # Peak learning rate of the head
-    *,
     first_row: dict[str, Any] | None = None, # The history's row before training, e.g. of the probe
     listeners: Sequence[Listener] = (), # Called with each event
     folder: Path | None = None, # Where the state is kept; None keeps none

@@ -206,8 +206,8 @@ def versioned(
 def fill(
     body: nn.Module, # Without its old head; filled in place
     stored: Stored, # What the file holds
-    arch: str, # What the body is called
     *,
+    arch: str, # What the body is called
     spare: Collection[str] = (), # What the file may hold besides: names of the old head, or their beginnings
 ) -> None: # Raises ModelError when tensors do not fit
     "Put a file's tensors into a body, or say which do not fit and what the file holds."

@@ -73,7 +73,7 @@ def shapes_only() -> Iterator[None]:
 
 def depth(network: Network) -> dict[str, Any]:
     "Layers, the lowest rate as a share of the head's, and the share of the body that learns at three settings of `tuned`."
-    groups = tl.parameter_groups(network, 1.0, 0.8)
+    groups = tl.parameter_groups(network, 1.0, decay_rate=0.8)
     whole = sum(p.numel() for p in network.body.parameters())
     grouped = [id(p) for group in groups for p in group["params"]]
     assert len(grouped) == len(set(grouped)) and set(grouped) == {id(p) for p in network.parameters()}
