@@ -289,7 +289,7 @@ def test_known_classes_keep_their_head_when_it_is_better(mine: Path, tmp_path: P
     fresh.body.load_state_dict(old.network.body.state_dict())
     probe(fresh, material, settings=clf.settings)
     loss = tl.training.losses
-    judged = [float(loss(tl.training.predict_logits(net, material.valid()), torch.from_numpy(material.valid_labels), clf.settings).mean())
+    judged = [float(loss(tl.training.predict_logits(net, material.valid()), torch.from_numpy(material.valid_labels), settings=clf.settings).mean())
               for net in (clf.network, fresh)]
     assert judged[0] <= judged[1] and (kept or judged[0] == pytest.approx(judged[1]))
 

@@ -156,7 +156,8 @@ def probe_then_tune(
     row = probe(network, material, settings=settings, keep=keep) if network.pretrained and not there else None
     _prepare(network, settings)
     return fit(network, material.train(settings), valid=material.valid(), settings=settings, epochs=epochs, lr=lr,
-               first_row=row, listeners=listeners, folder=folder, resume=resume, key=key, stop=stop, average=network.pretrained)
+               first_row=row, listeners=listeners, folder=folder, resume=resume, key=key, stop=stop,
+               average=network.pretrained)
 
 # %% ../nbs/module/17_recipes.ipynb #b68c01c2
 @dataclass(frozen=True)
