@@ -194,7 +194,8 @@ def automatic(
     began = time.perf_counter() if began is None else began
     evidence = look(material, settings, short_side=short_side)
     right, total = evidence.accuracy, len(evidence.labels)
-    tell(f"the head alone, three networks at {evidence.material.size} pixels: {right:.3f} right "
+    fine = f", {evidence.share:.0%} by moments of their maps" if evidence.share else ""
+    tell(f"the head alone, three networks at {evidence.material.size} pixels{fine}: {right:.3f} right "
          f"({evidence.how.replace('-', ' ')}, {total:,} pictures)")
     row = {"epoch": 0, "stage": "head", "lr": 0.0, **evidence.fitted,
            "valid_loss": float(F.cross_entropy(evidence.logits, evidence.labels)),

@@ -19,7 +19,7 @@ from torch import nn
 from .batches import drawing
 from .network import Network, Preprocess, ordinary, replace_head, small_cnn, trial
 from .own import bare, expected, from_module
-from .panel import SHA256, SISTERS, Panel, lite_body
+from .panel import PANELS, SHA256, SISTERS, Panel, lite_body
 from .pixels import shown
 from .settings import ModelError, TLError
 from .weights import Stored, fill, plain_reason, read_weights, refuse_file, weights_file
@@ -172,7 +172,7 @@ def _body(
     arch: str, weights: str, stored: Stored | None = None, side: int | None = None,
 ) -> tuple[nn.Module, int, Preprocess]:
     "The body of a named network, the length of its features, and its preprocessing."
-    if arch == "panel" or arch in SISTERS:
+    if arch in PANELS or arch in SISTERS:
         return lite_body(arch, weights, stored=stored)
     if arch == "small_cnn":
         if weights not in ("default", "none"):
@@ -197,7 +197,7 @@ def _agreed(arch: str | None, stored: Stored | None) -> str:
 
 # %% ../nbs/module/10_backbones.ipynb #418688dc
 def create(
-    arch: str | nn.Module | None, # panel, efficientnet_lite0, small_cnn, a torchvision name, timm:NAME, a module
+    arch: str | nn.Module | None, # panel, panel_moments, efficientnet_lite0, small_cnn, a torchvision name, timm:NAME, a module
     classes: int, # Outputs of the new head
     *,
     weights: str | Path = "default", # default, none, a torchvision weights name, or a local file

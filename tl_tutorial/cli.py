@@ -197,7 +197,7 @@ def _train_arguments(train: argparse.ArgumentParser) -> None:
     train.add_argument("--out", metavar="M.safetensors", required=True, help="the file to write")
     train.add_argument("--valid", metavar="DIR", help="validation folder; else part of each class is set aside")
     train.add_argument("--arch", metavar="A",
-                       help="panel, efficientnet_lite0, small_cnn, a torchvision name, timm:NAME")
+                       help="panel, panel_moments, efficientnet_lite0, small_cnn, a torchvision name, timm:NAME")
     train.add_argument("--weights", metavar="W", help="default, none, a torchvision weights name, or a file")
     train.add_argument("--epochs", metavar="N", type=int, help="fine-tuning epochs after the head is fitted")
     train.add_argument("--minutes", metavar="M", type=float, help="time for the automatic recipe")

@@ -24,11 +24,14 @@ from .pixels import parallel
 from .settings import Settings
 
 # %% auto #0
-__all__ = ['SIZES', 'MANY', 'MOST', 'resized', 'Evidence', 'look', 'tuning_side']
+__all__ = ['SIZES', 'MANY', 'SHARES', 'ENOUGH', 'MOST', 'resized', 'Evidence', 'Seen', 'head_on', 'best_share', 'look',
+           'tuning_side']
 
 # %% ../nbs/module/194_evidence.ipynb #aut00006
 SIZES = (224, 288) # Sides to choose from (pixels)
 MANY = 3000 # Pictures beyond which only the smaller side is looked at
+SHARES = (0.0, 0.2, 0.5, 1.0) # of the moments in the squared distances between pictures, to choose from
+ENOUGH = 1000 # Pictures by which that is decided
 MOST = 20_000 # Pictures beyond which one network is fine-tuned as if it had been named: features would fill the memory
 
 def resized(
@@ -54,24 +57,80 @@ class Evidence:
     how: str # leave-one-out or validation
     detailed: Material | None = None # Pictures for the side at which layers learn, where it is another
     fitted: dict[str, float] = field(default_factory=dict) # Loss and accuracy on the pictures that it was fitted to
+    share: float = 0.0 # Of the moments in what the head decides by
 
     @property
     def accuracy(self) -> float: # In 0..1
         "Share of right answers to pictures that it had not seen."
         return float((self.logits.argmax(1) == self.labels).float().mean())
 
-def _seen(names: Sequence[str], material: Material, settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True)
+class Seen:
+    "Features of pictures: of the last maps, and the moments of those before them."
+    last: torch.Tensor # [N, F]
+    moments: torch.Tensor # [N, G]
+
+    def rows(
+        self,
+        rows: torch.Tensor, # int64 [M]
+    ) -> Seen: # Of M pictures
+        "Of some pictures."
+        return Seen(self.last[rows], self.moments[rows])
+
+    def beside(
+        self,
+        other: Seen, # Of the same pictures
+    ) -> Seen: # Of both
+        "And those of another network, in the panel's order."
+        return Seen(torch.cat([self.last, other.last], 1), torch.cat([self.moments, other.moments], 1))
+
+def _seen(names: Sequence[str], material: Material, settings: Settings) -> tuple[Seen, Seen]:
     "Features of the training and of the validation pictures by some of the three networks."
-    network = Network(Panel([load_lite(name) for name in names]), 1280 * len(names), 1, Preprocess())
+    panel, last = Panel([load_lite(name) for name in names], fine=True), 1280 * len(names)
+    network = Network(panel, panel.width, 1, Preprocess())
     placed(network, material.device)
     valid = material.valid()
     train = features(network, material.train(settings, still=True), settings=settings)
-    return train, features(network, valid, settings=settings) if valid else train[:0]
+    other = features(network, valid, settings=settings) if valid else train[:0]
+    return Seen(train[:, :last], train[:, last:]), Seen(other[:, :last], other[:, last:])
 
-def _head(inputs: torch.Tensor, material: Material, settings: Settings) -> Head:
-    "The head of some features, its answers to pictures that it had not seen."
-    return ridge_head(inputs, torch.from_numpy(material.labels), classes=material.classes, groups=material.groups,
+def _factors(seen: Seen, share: float) -> torch.Tensor: # [F + G], or [F] where the share is 0
+    "What each feature is multiplied by, so that this share of the squared distances comes from the moments."
+    if not share or len(seen.last) < 2:
+        return torch.ones(seen.last.shape[1])
+    whole, spread = seen.last.var(0).sum().sqrt(), seen.moments.std(0)
+    even = 1 / (spread + 1e-3 * spread.max() + 1e-9) / len(spread)**0.5
+    return torch.cat([torch.full_like(seen.last[0], (1 - share)**0.5) / (whole + 1e-9), share**0.5 * even])
+
+def head_on(
+    seen: Seen, # Features of the training pictures
+    share: float, # Of the moments
+    *,
+    material: Material, # Labels and groups of alike pictures
+    settings: Settings, # class_weights
+) -> Head: # For features as they are; without the moments where the share is 0
+    "The head, and its answers to pictures that it had not seen."
+    factors = _factors(seen, share)
+    inputs = torch.cat([seen.last, seen.moments], 1)[:, :len(factors)] * factors
+    head = ridge_head(inputs, torch.from_numpy(material.labels), classes=material.classes, groups=material.groups,
                       class_weights=settings.class_weights)
+    return replace(head, weight=head.weight * factors)
+
+def best_share(
+    seen: Seen, # Features of the training pictures
+    material: Material, # Labels and groups of alike pictures
+    *,
+    settings: Settings, # class_weights
+    shares: Sequence[float] = SHARES, # To choose from
+) -> tuple[float, float]: # The smallest loss of left-out answers, and the share that gives it
+    "Which share of the moments suits; of many pictures, some decide."
+    order = np.argsort(material.labels, kind="stable")
+    rows = np.sort(order[np.linspace(0, len(order) - 1, min(len(order), ENOUGH)).astype(int)])
+    groups = None if material.groups is None else material.groups[rows]
+    some = replace(material, labels=material.labels[rows], groups=groups)
+    labels, chosen = torch.from_numpy(some.labels), seen.rows(torch.from_numpy(rows))
+    said = ((head_on(chosen, share, material=some, settings=settings).logits, share) for share in shares)
+    return min((float(F.cross_entropy(logits, labels)), share) for logits, share in said)
 
 def look(
     material: Material, # Stored for the largest side
@@ -79,30 +138,37 @@ def look(
     *,
     short_side: int = 224, # Median short side of the pictures as they were found (pixels)
 ) -> Evidence: # The panel with a head from all training pictures
-    "Choose the side by the smallest network's left-out answers, and fit a head on the features of all three."
-    labels = torch.from_numpy(material.labels)
-    sides = SIZES if not settings.size and len(labels) <= MANY else (settings.size or SIZES[0],)
+    "Choose side and share of moments by the left-out answers, and fit a head on the features of all three networks."
+    sides = SIZES if not settings.size and len(material.labels) <= MANY else (settings.size or SIZES[0],)
     first, *others = SISTERS
     tried = []
     for size in sides:
         pictures = resized(material, size)
         seen = _seen([first], pictures, settings)
-        loss = float(F.cross_entropy(_head(seen[0], pictures, settings).logits, labels)) if len(sides) > 1 else 0.0
+        loss = best_share(seen[0], pictures, settings=settings)[0] if len(sides) > 1 else 0.0
         tried.append((loss, pictures, seen))
     _, pictures, seen = min(tried, key=lambda one: one[0])
-    train, valid = (torch.cat(both, 1) for both in zip(seen, _seen(others, pictures, settings), strict=True))
-    head = _head(train, pictures, settings)
-    network = create("panel", material.classes, seed=settings.seed)
+    train, valid = (one.beside(other) for one, other in zip(seen, _seen(others, pictures, settings), strict=True))
+    share = best_share(train, pictures, settings=settings)[1]
+    head = head_on(train, share, material=pictures, settings=settings)
+    detailed = resized(material, tuning_side(material.size, settings, short_side=short_side))
+    return _evidence(head, share, train, valid, pictures, settings, detailed)
+
+def _evidence(head: Head, share: float, train: Seen, valid: Seen, material: Material, settings: Settings,
+              detailed: Material) -> Evidence:
+    "The network with this head, and what it says of the pictures."
+    network = create("panel_moments" if share else "panel", material.classes, seed=settings.seed)
     network.head.load_state_dict({"weight": head.weight, "bias": head.bias})
     placed(network, material.device).eval()
-    detailed = resized(material, tuning_side(material.size, settings, short_side=short_side))
-    answers = train @ head.weight.T + head.bias
-    right = float((answers.argmax(1) == labels).float().mean())
-    fitted = {"train_loss": float(F.cross_entropy(answers, labels)), "train_accuracy": right}
-    if len(valid):
+    labels = torch.from_numpy(material.labels)
+    said, unseen = (torch.cat([seen.last, seen.moments], 1)[:, :head.weight.shape[1]] @ head.weight.T + head.bias
+                    for seen in (train, valid))
+    fitted = {"train_loss": float(F.cross_entropy(said, labels)),
+              "train_accuracy": float((said.argmax(1) == labels).float().mean())}
+    if len(unseen):
         truth = torch.from_numpy(material.valid_labels)
-        return Evidence(network, pictures, valid @ head.weight.T + head.bias, truth, "validation", detailed, fitted)
-    return Evidence(network, pictures, head.logits, labels, "leave-one-out", detailed, fitted)
+        return Evidence(network, material, unseen, truth, "validation", detailed, fitted, share)
+    return Evidence(network, material, head.logits, labels, "leave-one-out", detailed, fitted, share)
 
 def tuning_side(
     largest: int, # Side for which the pictures are stored (pixels)

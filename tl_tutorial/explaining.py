@@ -28,6 +28,7 @@ __all__ = ['as_maps', 'evidence', 'grad_cam', 'overlay', 'nearest']
 class _Given:
     "What one layer gave on the way."
     output: torch.Tensor
+    part: nn.Module
     inside: bool # Within an attention layer, where axes are heads and tokens
 
 def _watch(network: Network, images: torch.Tensor) -> tuple[torch.Tensor, list[_Given]]:
@@ -35,9 +36,9 @@ def _watch(network: Network, images: torch.Tensor) -> tuple[torch.Tensor, list[_
     given: list[_Given] = []
     me = threading.get_ident() # another thread may be using the same network
     def hook(inside: bool) -> Any:
-        def catch(_module: nn.Module, _inputs: object, output: object) -> None:
+        def catch(part: nn.Module, _inputs: object, output: object) -> None:
             if threading.get_ident() == me and isinstance(output, torch.Tensor) and output.requires_grad:
-                given.append(_Given(output, inside))
+                given.append(_Given(output, part, inside))
         return catch
     named = dict(network.body.named_modules())
     attends = re.compile("att(entio)?n", re.IGNORECASE)
@@ -79,6 +80,24 @@ def _misfit(sides: Sequence[int], images: torch.Tensor) -> float:
     return abs(down * wide / high - across) * min(1, 8 / across)
 
 # %% ../nbs/module/18_explaining.ipynb #93e9951b
+def _score(logits: torch.Tensor, target: int | None) -> torch.Tensor:
+    "The sum of the logits that are explained."
+    chosen = logits.argmax(1) if target is None else torch.full_like(logits[:, 0], target, dtype=torch.long)
+    return logits.gather(1, chosen[:, None]).sum()
+
+def _at_depths(network: Network, images: torch.Tensor, target: int | None, parts: Sequence[nn.Module]) -> torch.Tensor:
+    "Evidence [B, 1, h, w] from maps of several depths, place by place; of all but the last, what is unlike the mean."
+    logits, given = _watch(network, images)
+    maps = [one.output for one in given if any(one.part is part for part in parts)]
+    slopes = torch.autograd.grad(_score(logits, target), maps)
+    grid = (maps[-2].shape[2], maps[-2].shape[3])
+    heat = torch.zeros(len(images), 1, *grid, device=images.device)
+    for seen, slope in zip(maps[:-1], slopes[:-1], strict=True):
+        each = (slope * (seen - seen.mean((2, 3), keepdim=True))).sum(1, keepdim=True)
+        heat += F.adaptive_avg_pool2d(each, grid) * each[0].numel()
+    each = (slopes[-1] * maps[-1]).sum(1, keepdim=True)
+    return heat + F.interpolate(each, grid, mode="bilinear", align_corners=False) * each[0].numel()
+
 def evidence(
     network: Network, # In evaluation mode
     images: torch.Tensor, # float [B, 3, H, W] in 0..1, with requires_grad
@@ -87,8 +106,7 @@ def evidence(
 ) -> tuple[torch.Tensor, torch.Tensor]: # Both [B, C, h, w]
     "The last maps on which the answer depends, and the gradient of the answer there."
     logits, given = _watch(network, images)
-    chosen = logits.argmax(1) if target is None else torch.full_like(logits[:, 0], target, dtype=torch.long)
-    score = logits.gather(1, chosen[:, None]).sum()
+    score = _score(logits, target)
     patches: list[Sequence[int]] = [()] # for each output, the sides of the last maps before it
     for one in given:
         found = None if one.inside or one.output.ndim != 4 else as_maps(one.output, images)
@@ -116,10 +134,15 @@ def grad_cam(
         raise ModelError(f"{network.arch}: the order of its tokens is not that of the picture, so Grad-CAM would show "
                          "nothing true; train another network, such as efficientnet_lite0, to see evidence")
     network.eval()
+    depths: list[nn.Module] = getattr(network.body, "depths", list)()
     with torch.inference_mode(False), torch.enable_grad():
-        maps, gradient = evidence(network, images.detach().clone().requires_grad_(True), target=target)
-    heat = (gradient.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True).relu().detach()
-    heat = F.interpolate(heat, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+        views = images.detach().clone().requires_grad_(True)
+        if depths:
+            heat = _at_depths(network, views, target, depths)
+        else:
+            maps, gradient = evidence(network, views, target=target)
+            heat = (gradient.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True)
+    heat = F.interpolate(heat.relu().detach(), images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     return heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
 
 # %% ../nbs/module/18_explaining.ipynb #76efac12

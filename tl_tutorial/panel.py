@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from .efficientnet import LITE0_SHA256, EfficientNetLite0, load_lite0
+from .moments import moments
 from .network import Preprocess
 from .pixels import shown
 from .settings import ModelError
 from .weights import Stored, fill
 
 # %% auto #0
-__all__ = ['SISTERS', 'SHA256', 'EfficientNetLite1', 'EfficientNetLite2', 'lite_file', 'load_lite', 'Beside', 'Panel',
-           'lite_body']
+__all__ = ['SISTERS', 'SHA256', 'MIDDLE', 'PANELS', 'EfficientNetLite1', 'EfficientNetLite2', 'lite_file', 'load_lite', 'Beside',
+           'Tap', 'Panel', 'lite_body']
 
 # %% ../nbs/module/108_panel.ipynb #pan00006
 class EfficientNetLite1(EfficientNetLite0):
@@ -77,19 +78,30 @@ def load_lite(
     return network.eval()
 
 # %% ../nbs/module/108_panel.ipynb #pan00012
+MIDDLE = (2, 3, 4, 5) # The stages whose maps are fine enough for details, from a quarter to a sixteenth of the side
+
 class Beside(nn.Module):
     "Maps side by side. A module, so that Grad-CAM finds them as its output."
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor: # [B, C, h, w] each → [B, sum of C, h, w]
         return torch.cat(list(maps), 1)
+
+class Tap(nn.Module):
+    "The same maps on a way of their own. A module, so that Grad-CAM finds what only the moments saw of them."
+    def forward(self, maps: torch.Tensor) -> torch.Tensor: # [B, C, h, w]
+        return maps.view_as(maps)
 
 class Panel(nn.Module):
     "Several networks that look at the same picture: square roots of their features, each member's of unit length."
     def __init__(
         self,
         members: Sequence[EfficientNetLite0], # Their classifiers are left out
+        fine: bool = False, # Add the moments of the maps from the middle stages
     ) -> None:
         super().__init__()
-        self.members, self.beside = nn.ModuleList(members), Beside()
+        self.members, self.fine, self.tap, self.beside = nn.ModuleList(members), fine, Tap(), Beside()
+        self.ends = [[sum(stage[2] for stage in member.stages[:k]) - 1 for k in MIDDLE] for member in members]
+        middle = sum(member.stages[k - 1][1] for member in members for k in MIDDLE)
+        self.width = 1280 * len(members) + 4 * middle * fine # of the features
         for member in members:
             member.classifier = nn.Identity()
 
@@ -102,29 +114,43 @@ class Panel(nn.Module):
         return [nn.ModuleList([part for line, cut in zip(lines, cuts, strict=True) for part in line[cut[k]:cut[k + 1]]])
                 for k in range(most)]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor: # [B, 3, H, W], each value in -1..1 → [B, 1280 for each member]
+    def depths(self) -> list[nn.Module]:
+        "The parts whose maps the features are made of, where these are not only the last ones."
+        return [self.tap, self.beside] if self.fine else []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor: # [B, 3, H, W], each value in -1..1 → [B, width]
         members: Any = self.members
-        maps = self.beside([member.maps(x) for member in members])
-        means = maps.mean((2, 3)).unflatten(1, (len(self.members), -1))
-        return F.normalize((means.clamp(min=0) + 1e-4).sqrt(), dim=2).flatten(1) # a root at 0 would have no slope
+        last, middle = [], []
+        for member, ends in zip(members, self.ends, strict=True):
+            seen = member.stem(x)
+            for k, block in enumerate(member.blocks):
+                seen = block(seen)
+                if self.fine and k in ends:
+                    middle.append(moments(self.tap(seen)))
+            last.append(member.top(seen))
+        means = self.beside(last).mean((2, 3)).unflatten(1, (len(members), -1))
+        features = F.normalize((means.clamp(min=0) + 1e-4).sqrt(), dim=2).flatten(1) # a root at 0 would have no slope
+        return torch.cat([features, *(part / len(MIDDLE) / part.shape[1]**0.5 for part in middle)], 1)
 
 # %% ../nbs/module/108_panel.ipynb #pan00013
+PANELS = ("panel", "panel_moments")
+
 def lite_body(
-    arch: str, # efficientnet_lite0, _lite1, _lite2, or panel
+    arch: str, # efficientnet_lite0, _lite1, _lite2, panel, or panel_moments
     weights: str, # default or none
     *,
     stored: Stored | None = None, # What a file of weights holds
 ) -> tuple[nn.Module, int, Preprocess]: # The body, the length of its features, its preprocessing
-    "One of the embedded networks without its classifier, or all three as a panel."
+    "One of the embedded networks without its classifier, or all three as a panel, with or without moments."
     if weights not in ("default", "none"):
         raise ModelError(f"{arch} has no weights called {weights!r}; choose default, none, or a local file")
-    if arch == "panel":
+    if arch in PANELS:
         fresh = weights == "none" or stored is not None
         members = [kind(0) if fresh else load_lite(name) for name, kind in SISTERS.items()]
-        body: Any = Panel(members)
+        body = Panel(members, fine=arch == "panel_moments")
         if stored:
             fill(body, stored, arch=arch)
-        return body, 1280 * len(members), Preprocess()
+        return body, body.width, Preprocess()
     network = _from_file(arch, stored) if stored else load_lite(arch) if weights == "default" else SISTERS[arch](0)
     network.classifier = nn.Identity()
     return network, 1280, Preprocess()
