@@ -77,10 +77,10 @@ def test_features_that_say_nothing_give_a_head_that_is_finite(inputs: torch.Tens
     assert all(part.isfinite().all() for part in (head.weight, head.bias, head.logits))
 
 
-def test_a_thousand_classes_and_classes_of_very_unequal_size() -> None:
-    inputs, labels = cloud(1000, 2, 1100, 40.0)
-    head = ridge_head(inputs, labels, 1000)
-    assert head.weight.shape == (1000, 1100) and (head.logits.argmax(1) == labels).float().mean() > 0.9
+def test_hundreds_of_classes_and_classes_of_very_unequal_size() -> None:
+    inputs, labels = cloud(300, 2, 330, 40.0)
+    head = ridge_head(inputs, labels, 300)
+    assert head.weight.shape == (300, 330) and (head.logits.argmax(1) == labels).float().mean() > 0.9
     few, names = cloud(2, 300, 20, 4.0)
     kept = torch.cat([torch.arange(0, 600, 2), torch.tensor([1, 3, 5])])
     found = [ridge_head(few[kept], names[kept], 2, class_weights=weighted) for weighted in (False, True)]
