@@ -118,10 +118,10 @@ def test_a_flood_of_answers_is_capped_and_says_so(clf: tl.Classifier) -> None:
     assert len(repr(few).splitlines()) == 60 == few._repr_html_().count("<tr>") - 1 and "more" not in repr(few) + few._repr_html_()
 
 
-def test_many_hundreds_of_classes_stay_small() -> None:
-    n = 600
+def test_hundreds_of_classes_stay_small() -> None:
+    n = 300
     result = evaluation(np.full((n, n), 1 / n), np.arange(n), [f"item {k}" for k in range(n)])
-    assert len(repr(result).splitlines()) < 30 and "600 classes" in repr(result) and len(result.per_class) == n
+    assert len(repr(result).splitlines()) < 30 and "300 classes" in repr(result) and len(result.per_class) == n
     began = time.perf_counter()
     drawn = result.plot()
     assert max(drawn.figure.get_size_inches()) <= 12 and drawn.data["counts"].shape == (n, n)

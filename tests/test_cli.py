@@ -137,7 +137,7 @@ def test_two_processes_equal_one(colours: Path, tmp_path: Path) -> None:
     "DistributedDataParallel over gloo with the same global batch gives the same network, up to the order of sums."
     # BatchNorm's statistics are pinned when pretrained weights are tuned, so processes see the same normalisation
     (tmp_path / "settings.ini").write_text("[train]\nbatch_size = 8\nclip = 0\n[data]\naugment = none\n")
-    common = ["train", str(colours), "--arch", "efficientnet_lite0", "--epochs", "1", "--size", "64", "--device", "cpu"]
+    common = ["train", str(colours), "--arch", "efficientnet_lite0", "--epochs", "1", "--size", "32", "--device", "cpu"]
     one = tl(*common, "--out", "one.safetensors")
     assert one.returncode == 0, one.stderr
     two = subprocess.run([python(), "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tl_tutorial", *common, "--out", "two.safetensors"],
