@@ -122,11 +122,11 @@ def test_hundreds_of_classes_stay_small() -> None:
     n = 300
     result = evaluation(np.full((n, n), 1 / n), np.arange(n), [f"item {k}" for k in range(n)])
     assert len(repr(result).splitlines()) < 30 and "300 classes" in repr(result) and len(result.per_class) == n
-    began = time.perf_counter()
+    began = time.process_time()
     drawn = result.plot()
     assert max(drawn.figure.get_size_inches()) <= 12 and drawn.data["counts"].shape == (n, n)
     drawn.figure.savefig(io.BytesIO(), dpi=72)
-    assert len(result._repr_html_()) < 300_000 and time.perf_counter() - began < 20
+    assert len(result._repr_html_()) < 300_000 and time.process_time() - began < 20
 
 
 def test_other_figures_have_their_caps() -> None:
