@@ -29,7 +29,7 @@ from tl_tutorial.metrics import evaluation
 @pytest.fixture(scope="module")
 def clf() -> tl.Classifier:
     torch.manual_seed(0)
-    return tl.Classifier(tl.create("small_cnn", 2, "none").eval(), ("cat", "dog"), 32, tl.Settings(arch="small_cnn", weights="none"))
+    return tl.Classifier(tl.create("small_cnn", 2, weights="none").eval(), ("cat", "dog"), 32, tl.Settings(arch="small_cnn", weights="none"))
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_flood_of_answers_is_capped_and_says_so(clf: tl.Classifier) -> None:
 
 def test_hundreds_of_classes_stay_small() -> None:
     n = 300
-    result = evaluation(np.full((n, n), 1 / n), np.arange(n), [f"item {k}" for k in range(n)])
+    result = evaluation(np.full((n, n), 1 / n), np.arange(n), classes=[f"item {k}" for k in range(n)])
     assert len(repr(result).splitlines()) < 30 and "300 classes" in repr(result) and len(result.per_class) == n
     began = time.process_time()
     drawn = result.plot()
@@ -149,7 +149,7 @@ def test_names_of_any_kind_are_drawn_without_a_warning(monkeypatch: pytest.Monke
     assert labels[0] == "1" and key["1"] == "猫" and key["3"] == "ไทย" and key["7"] == "\x07" and labels[3] == "_x" and len(labels[5]) == 40 and font == {}
     rng = np.random.default_rng(0)
     probabilities = rng.random((40, 7))
-    result = evaluation(probabilities / probabilities.sum(1, keepdims=True), rng.integers(0, 7, 40), NAMES)
+    result = evaluation(probabilities / probabilities.sum(1, keepdims=True), rng.integers(0, 7, 40), classes=NAMES)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         html = result._repr_html_()
@@ -174,7 +174,7 @@ def test_a_font_that_has_the_letters_is_used(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_explain_and_predict_at_once(root: Path) -> None:
-    clf = tl.Classifier(tl.create("small_cnn", 2, "none").eval(), ("cat", "dog"), 32, tl.Settings(arch="small_cnn", weights="none"))
+    clf = tl.Classifier(tl.create("small_cnn", 2, weights="none").eval(), ("cat", "dog"), 32, tl.Settings(arch="small_cnn", weights="none"))
     files = sorted(root.rglob("*.png"))
     alone = [clf.predict(file)[0].probability for file in files]
     heat = clf.explain(files[0]).data["heat"]
@@ -226,15 +226,15 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_file_of_a_newer_version_says_so(name: str, clf: tl.Classifier) -> None:
     tensors, described = read_file(clf.save("m.safetensors"))
-    write_file("n.safetensors", tensors, {**described, **CHANGES[name](described), "versions": {"tl_tutorial": "9.10.0"}})
+    write_file("n.safetensors", tensors, metadata={**described, **CHANGES[name](described), "versions": {"tl_tutorial": "9.10.0"}})
     with pytest.raises(tl.ModelError, match=r"^n\.safetensors: .*9\.10\.0.*; update tl_tutorial"):
         tl.load("n.safetensors")
     if name != "another format": # the same from this version is no reason to update
-        write_file("n.safetensors", tensors, {**described, **CHANGES[name](described)})
+        write_file("n.safetensors", tensors, metadata={**described, **CHANGES[name](described)})
         with pytest.raises(tl.ModelError, match=r"^n\.safetensors: ") as caught:
             tl.load("n.safetensors")
         assert "update tl_tutorial" not in str(caught.value)
-    write_file("n.safetensors", tensors, {**described, "more": 1, "versions": {"tl_tutorial": "9.10.0"}})
+    write_file("n.safetensors", tensors, metadata={**described, "more": 1, "versions": {"tl_tutorial": "9.10.0"}})
     assert tl.load("n.safetensors").classes == clf.classes # one more field harms nobody
 
 
@@ -248,15 +248,15 @@ def test_listed_gives_what_a_folder_held_besides(root: Path) -> None:
 def test_bytes_are_opened_as_the_formats_that_are_read_and_as_no_other(kind: str) -> None:
     written = io.BytesIO()
     Image.new("RGB", (16, 16), (200, 30, 30)).save(written, kind)
-    items, left = listed([written.getvalue()], "skip", 50)
+    items, left = listed([written.getvalue()], "skip", max_megapixels=50)
     assert not items and "no image which can be read" in str(left[0])
 
 
 @pytest.mark.parametrize("pattern", ["photos/*.jpg", "photos/?.jpg", "photos/cat/*"])
 def test_a_pattern_that_no_shell_has_expanded_is_called_one(pattern: str) -> None:
-    _, left = listed([pattern], "skip", 50)
+    _, left = listed([pattern], "skip", max_megapixels=50)
     assert "the files that the pattern means" in str(left[0])
-    assert "the pattern" not in str(listed(["photos/gone.jpg"], "skip", 50)[1][0])
+    assert "the pattern" not in str(listed(["photos/gone.jpg"], "skip", max_megapixels=50)[1][0])
 
 
 @pytest.mark.parametrize("name", ["=1+1", " =1+1", "\t=1", "\tplain", "\u3000@sum", "+1", "-2", "@a", "plain", " plain", "a=b"])

@@ -37,7 +37,7 @@ def test_left_out_answers_are_those_of_heads_without_the_picture(each: int, leng
     keep = torch.arange(len(labels)) > 1 # unequal classes
     inputs, labels = inputs[keep], labels[keep]
     groups = [0, 0, 1, 1, 1, *range(2, len(labels) - 3)]
-    head = ridge_head(inputs, labels, 3, groups=groups, class_weights=weighted)
+    head = ridge_head(inputs, labels, classes=3, groups=groups, class_weights=weighted)
     x, y = inputs.double(), torch.eye(3).double()[labels]
     weight = (y @ (1 / y.sum(0)))[:, None] if weighted else torch.ones(len(labels), 1).double()
     weight = weight / weight.mean()
@@ -56,7 +56,7 @@ def test_left_out_answers_are_those_of_heads_without_the_picture(each: int, leng
 
 def test_a_head_is_right_where_classes_are_apart_and_says_so() -> None:
     inputs, labels = cloud(4, 12, 80, 6.0)
-    head = ridge_head(inputs, labels, 4)
+    head = ridge_head(inputs, labels, classes=4)
     more, truth = cloud(4, 100, 80, 6.0, seed=1)
     answers = more @ head.weight.T + head.bias
     assert (answers.argmax(1) == truth).float().mean() > 0.95 and (head.logits.argmax(1) == labels).float().mean() > 0.9
@@ -66,24 +66,24 @@ def test_a_head_is_right_where_classes_are_apart_and_says_so() -> None:
 
 def test_noise_looks_like_noise_when_left_out() -> None:
     inputs, labels = cloud(2, 40, 300, 0.0)
-    head = ridge_head(inputs, labels, 2)
+    head = ridge_head(inputs, labels, classes=2)
     assert (head.logits.argmax(1) == labels).float().mean() < 0.7
     assert (inputs @ head.weight.T + head.bias).argmax(1).eq(labels).float().mean() >= 0.5
 
 
 @pytest.mark.parametrize("inputs", [torch.zeros(8, 5), torch.ones(8, 5), torch.full((8, 5), 1e-30), torch.full((8, 5), 1e20)])
 def test_features_that_say_nothing_give_a_head_that_is_finite(inputs: torch.Tensor) -> None:
-    head = ridge_head(inputs, torch.arange(8) % 2, 2)
+    head = ridge_head(inputs, torch.arange(8) % 2, classes=2)
     assert all(part.isfinite().all() for part in (head.weight, head.bias, head.logits))
 
 
 def test_hundreds_of_classes_and_classes_of_very_unequal_size() -> None:
     inputs, labels = cloud(300, 2, 330, 40.0)
-    head = ridge_head(inputs, labels, 300)
+    head = ridge_head(inputs, labels, classes=300)
     assert head.weight.shape == (300, 330) and (head.logits.argmax(1) == labels).float().mean() > 0.9
     few, names = cloud(2, 300, 20, 4.0)
     kept = torch.cat([torch.arange(0, 600, 2), torch.tensor([1, 3, 5])])
-    found = [ridge_head(few[kept], names[kept], 2, class_weights=weighted) for weighted in (False, True)]
+    found = [ridge_head(few[kept], names[kept], classes=2, class_weights=weighted) for weighted in (False, True)]
     recall = [float((few[1::2] @ head.weight.T + head.bias).argmax(1).eq(1).float().mean()) for head in found]
     assert recall[1] > recall[0]
 
@@ -92,7 +92,7 @@ def test_labels_that_do_not_fit_have_the_lowest_margins() -> None:
     inputs, labels = cloud(3, 20, 30, 6.0)
     given = labels.clone()
     given[[5, 31]] = (given[[5, 31]] + 1) % 3
-    margin, better = suspicion(ridge_head(inputs, given, 3), given)
+    margin, better = suspicion(ridge_head(inputs, given, classes=3), given)
     assert set(margin.argsort()[:2]) == {5, 31} and (better[[5, 31]] == labels[[5, 31]].numpy()).all()
     assert (margin[[5, 31]] < 0).all() and (np.delete(margin, [5, 31]) > 0).mean() > 0.95
 
@@ -120,7 +120,7 @@ def test_the_panel_saves_loads_explains_freezes_and_takes_a_step(tmp_path: Path)
 
 def test_a_panel_freezes_each_member_from_its_start() -> None:
     from tl_tutorial.freezing import freeze_start, layers
-    body = tl.create("panel", 2, "none").body
+    body = tl.create("panel", 2, weights="none").body
     freeze_start(body, 0.25)
     for member in body.members:  # type: ignore[union-attr]
         assert not member.stem[0].weight.requires_grad and member.top[0].weight.requires_grad
@@ -174,7 +174,7 @@ def test_only_what_is_sure_to_be_equal_is_folded() -> None:
 
 @pytest.mark.parametrize("arch", ["efficientnet_lite0", "mobilenet_v2", "resnet18", "densenet121", "efficientnet_b0"])
 def test_looking_quickly_sees_the_same(arch: str) -> None:
-    network = tl.create(arch, 3, "default" if arch == "efficientnet_lite0" else "none").eval()
+    network = tl.create(arch, 3, weights="default" if arch == "efficientnet_lite0" else "none").eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     images = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8)
     batches = Batches(images, np.zeros(5), 64, 3)
@@ -226,16 +226,16 @@ def test_a_part_is_set_aside_by_class_and_group() -> None:
     groups = np.arange(30)
     groups[:4] = 0
     material = Material(**{**material.__dict__, "groups": groups})
-    learned, held = aside(material, 0.3, 1)
+    learned, held = aside(material, 0.3, seed=1)
     assert sorted([*learned, *held]) == list(range(30)) and len({k in held for k in range(4)}) == 1
     assert set(material.labels[learned]) == set(material.labels[held]) == {0, 1, 2}
-    assert not np.array_equal(held, aside(material, 0.3, 2)[1]) and np.array_equal(held, aside(material, 0.3, 1)[1])
+    assert not np.array_equal(held, aside(material, 0.3, seed=2)[1]) and np.array_equal(held, aside(material, 0.3, seed=1)[1])
 
 
 @pytest.mark.parametrize("better", [True, False])
 def test_fine_tuned_is_kept_only_when_its_evidence_is_better(monkeypatch: pytest.MonkeyPatch, better: bool) -> None:
     found = evidence(0.4)
-    learned, held = aside(found.material, 0.2, 42)
+    learned, held = aside(found.material, 0.2, seed=42)
     calls: list[str] = []
     monkeypatch.setattr(room, "create", lambda *_, **__: tl.create("small_cnn", 2))
     monkeypatch.setattr(room, "probe_then_tune", lambda *_: SimpleNamespace(history=[{"epoch": 0}, {"epoch": 1}], interrupted=False, best_epoch=1, steps=5))
@@ -243,7 +243,7 @@ def test_fine_tuned_is_kept_only_when_its_evidence_is_better(monkeypatch: pytest
     said = truth if better else 1 - truth
     monkeypatch.setattr(room, "predict_logits", lambda *_: 3 * nn.functional.one_hot(said, 2).float())
     monkeypatch.setattr(room, "fit", lambda _n, batches, *_, **__: calls.append(f"{len(batches.labels)}") or SimpleNamespace(history=[{}, {"epoch": 1}]))
-    chosen = tune(found, [], Settings(epochs=5))
+    chosen = tune(found, [], settings=Settings(epochs=5))
     assert (chosen.network is not found.network) == better and calls == (["80"] if better else []) # then with all pictures
     assert chosen.metrics["judged"] == ("set aside" if better else "leave-one-out") and chosen.metrics["reason"].startswith(
         "fine-tuned" if better else "the head was kept")
@@ -315,7 +315,7 @@ def test_pictures_for_a_smaller_side_and_groups_of_alike_ones(tmp_path: Path) ->
     assert small.images.shape == (4, 32, 32, 3) and small.size == 28 and resized(material, SIZE).images is material.images
     root = photos(tmp_path / "p")
     (root / "a" / "copy.png").write_bytes((root / "a" / "0.png").read_bytes())
-    found, _, _ = gather(root, None, Settings(size=SIZE), Preprocess(), whole=True)
+    found, _, _ = gather(root, None, settings=Settings(size=SIZE), preprocess=Preprocess(), whole=True)
     names = [Path(name).name for name in found.names]
     assert found.groups is not None and found.groups[names.index("copy.png")] == found.groups[names.index("0.png")]
     assert len(set(found.groups)) == 12 and not len(found.valid_labels) and isinstance(Panel([]), nn.Module)
@@ -354,6 +354,6 @@ def test_a_preprocessing_that_was_given_is_used(tmp_path: Path) -> None:
 def test_how_long_a_picture_takes_is_measured_on_a_copy() -> None:
     network, material = tl.create("small_cnn", 2), drawn(6)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    assert 0 < room.seconds_each(network, material, Settings(batch_size=4)) < 5
-    assert 0 < room.seconds_each(network, material, Settings(batch_size=64)) < 5 # one step only
+    assert 0 < room.seconds_each(network, material, settings=Settings(batch_size=4)) < 5
+    assert 0 < room.seconds_each(network, material, settings=Settings(batch_size=64)) < 5 # one step only
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

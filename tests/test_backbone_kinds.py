@@ -74,14 +74,14 @@ def test_the_size_of_a_vision_transformer_belongs_to_its_weights(tmp_path: Path)
             assert network(torch.rand(1, 3, 384, 384)).shape == (1, 3)
         again = tl.load(saved(by_file, tmp_path / "m.safetensors", ("a", "b", "c"), 384), device="cpu")
         assert torch.equal(again.network.body.encoder.pos_embedding, by_file.body.encoder.pos_embedding)
-        assert tl.create("vit_h_14", 3, "none").preprocess.size == 224
+        assert tl.create("vit_h_14", 3, weights="none").preprocess.size == 224
         assert tl.create(None, 3, weights=tmp_path / "m.safetensors").preprocess.size == 384
 
 
 def test_states_of_networks_that_ask_for_a_version_come_back(tmp_path: Path) -> None:
     from torchvision.models import mnasnet0_5
 
-    network = tl.create("mnasnet0_5", 2, "none")
+    network = tl.create("mnasnet0_5", 2, weights="none")
     network.load_state_dict(dict(network.state_dict()))
     file = saved(network, tmp_path / "m.safetensors")
     assert torch.equal(tl.load(file, device="cpu").network.head.weight, network.head.weight)
@@ -97,7 +97,7 @@ def test_states_of_networks_that_ask_for_a_version_come_back(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "efficientformer_l1", "mobilenetv3_small_050", "efficientvit_b0"])
 def test_timm_features_are_measured(name: str) -> None:
     pytest.importorskip("timm")
-    network = tl.create(f"timm:{name}", 4, "none")
+    network = tl.create(f"timm:{name}", 4, weights="none")
     side = network.preprocess.least
     with torch.no_grad():
         assert network.eval()(torch.rand(2, 3, side, side)).shape == (2, 4)
@@ -135,7 +135,7 @@ def test_a_size_that_only_the_layers_know_is_refused() -> None:
     network.check_size(32)
     with pytest.raises(tl.ModelError, match=r"size=48: custom cannot take pictures of this size \(.*\); its own is size=32"):
         network.check_size(48)
-    tl.create("resnet18", 2, "none").check_size(97)
+    tl.create("resnet18", 2, weights="none").check_size(97)
 
 
 @pytest.mark.parametrize("arch", ["efficientnet_lite0", "resnet18"])
@@ -293,8 +293,8 @@ def test_whether_a_module_is_pretrained_is_said_or_seen(caplog: pytest.LogCaptur
         assert not tl.create(fresh(), 2).pretrained
     assert "taken as not pretrained; pretrained=True" in caplog.text
     assert tl.create(used, 2).pretrained and tl.create(Base(), 2).pretrained # no BatchNorm that could tell
-    assert not tl.create(used, 2, "none").pretrained and not tl.create(Base(), 2, pretrained=False).pretrained
-    assert tl.create(fresh(), 2, pretrained=True).pretrained and not tl.create("resnet18", 2, "none").pretrained
+    assert not tl.create(used, 2, weights="none").pretrained and not tl.create(Base(), 2, pretrained=False).pretrained
+    assert tl.create(fresh(), 2, pretrained=True).pretrained and not tl.create("resnet18", 2, weights="none").pretrained
 
 
 def test_a_module_that_starts_from_nothing_learns_as_a_whole(colours: Path) -> None:
@@ -438,7 +438,7 @@ def test_the_state_of_a_run_is_no_start(colours: Path, tmp_path: Path) -> None:
 def test_a_new_head_keeps_rows_by_name(tmp_path: Path) -> None:
     before = tl.create("small_cnn", 2, seed=7)
     after = tl.create("small_cnn", 2, weights=saved(before, tmp_path / "m.safetensors"))
-    head = after.with_head(3, 5, ["dog", "owl", "cat"]).head
+    head = after.with_head(3, 5, names=["dog", "owl", "cat"]).head
     assert torch.equal(head.weight[[2, 0]], before.head.weight) and torch.equal(head.bias[[2, 0]], before.head.bias)
     plain = before.with_head(3, 5)
     assert plain.body is before.body and torch.equal(head.weight[1], plain.head.weight[1])

@@ -36,7 +36,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def saved(place: Path, classes: tuple[str, ...] = ("cat", "dog")) -> str:
-    network = tl.create("small_cnn", len(classes), "none").eval()
+    network = tl.create("small_cnn", len(classes), weights="none").eval()
     return str(tl.Classifier(network, classes, 32, tl.Settings(arch="small_cnn", weights="none")).save(place))
 
 
@@ -292,7 +292,7 @@ def test_a_working_folder_that_was_deleted_is_one_sentence(root: Path, model: st
 def test_the_wrong_file_as_model_is_called_what_it_is(root: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture, quick_onnx: None) -> None:
     (tmp_path / "ck").mkdir()
     tensors, described = read_file(model)
-    write_file("ck/state.safetensors", {"sums": tensors["head.weight"]}, {"key": "k", "step": 3, "epoch": 1, "history": []})
+    write_file("ck/state.safetensors", {"sums": tensors["head.weight"]}, metadata={"key": "k", "step": 3, "epoch": 1, "history": []})
     (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html>not found")
     (tmp_path / "lfs.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     tl.load(model).export_onnx("m.onnx")

@@ -16,13 +16,13 @@ def made(arch: str) -> Network:
     "A network at random weights; timm's where it is installed."
     if arch.startswith("timm:"):
         pytest.importorskip("timm")
-    return tl.create(arch, 3, "none")
+    return tl.create(arch, 3, weights="none")
 
 
 @pytest.mark.parametrize("arch", LONG)
 def test_rates_and_shares_mean_the_same(arch: str) -> None:
     network = made(arch)
-    groups = parameter_groups(network, 2.0, 0.8)
+    groups = parameter_groups(network, 2.0, decay_rate=0.8)
     rates = {group["name"].split()[0]: group["lr"] for group in groups}
     assert min(rates.values()) == pytest.approx(2 * 0.8**17) and max(rates.values()) == 2
     ordered = [rates[key] for key in sorted(rates, key=int)]
@@ -43,10 +43,10 @@ def test_rates_and_shares_mean_the_same(arch: str) -> None:
 
 
 def test_the_embedded_network_keeps_its_rates_and_its_frozen_share() -> None:
-    network = tl.create("efficientnet_lite0", 3, "none")
+    network = tl.create("efficientnet_lite0", 3, weights="none")
     parts = blocks(network.body)
     assert len(parts) == len(layers(network.body)) == 18
-    rate = {id(p): group["lr"] for group in parameter_groups(network, 1e-3, 0.8) for p in group["params"]}
+    rate = {id(p): group["lr"] for group in parameter_groups(network, 1e-3, decay_rate=0.8) for p in group["params"]}
     for place, part in enumerate(parts):
         assert {rate[id(p)] for p in part.parameters()} == {1e-3 * 0.8 ** (17 - place)}
     for tuned in (1.0, 0.75, 0.6, 0.5, 0.25, 0.1, 0.0):
@@ -65,10 +65,10 @@ def small(count: int) -> Network:
 
 def test_in_a_body_of_a_few_layers_each_is_one_step() -> None:
     for count in (1, 2, 4, 6):
-        rates = sorted({group["lr"] for group in parameter_groups(small(count), 1.0, 0.5)}, reverse=True)
+        rates = sorted({group["lr"] for group in parameter_groups(small(count), 1.0, decay_rate=0.5)}, reverse=True)
         assert rates == [0.5**k for k in range(count)]
-    assert min(group["lr"] for group in parameter_groups(small(4), 1.0, 0.5, steps=17)) == 0.5**17
-    assert min(group["lr"] for group in parameter_groups(small(7), 1.0, 0.5, steps=6)) == 0.5**6
+    assert min(group["lr"] for group in parameter_groups(small(4), 1.0, decay_rate=0.5, steps=17)) == 0.5**17
+    assert min(group["lr"] for group in parameter_groups(small(7), 1.0, decay_rate=0.5, steps=6)) == 0.5**6
 
 
 def test_wrappers_attributes_and_rows_of_layers_are_opened() -> None:
@@ -87,15 +87,15 @@ def test_wrappers_attributes_and_rows_of_layers_are_opened() -> None:
     row = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU())))
     for body in (Wrapper(row), Wrapper(Wrapper(ByName())), nn.ModuleDict({"a": row})):
         assert len(layers(body)) == 5 and all(len(part) == 4 for part in layers(body)) # with the norm that follows
-    lite0 = tl.create("efficientnet_lite0", 2, "none").body
+    lite0 = tl.create("efficientnet_lite0", 2, weights="none").body
     assert len(blocks(Wrapper(lite0))) == 18
-    assert len(blocks(tl.create("googlenet", 2, "none").body)) == 12 # Inception modules stay whole
+    assert len(blocks(tl.create("googlenet", 2, weights="none").body)) == 12 # Inception modules stay whole
 
 
 def test_tied_weights_belong_to_their_first_place() -> None:
     network = small(3)
     network.body[2][0].weight = network.body[0][0].weight
-    groups = parameter_groups(network, 1.0, 0.5)
+    groups = parameter_groups(network, 1.0, decay_rate=0.5)
     found = [group["lr"] for group in groups for p in group["params"] if p is network.body[0][0].weight]
     assert found == [0.25]
     torch.optim.AdamW(groups)

@@ -60,7 +60,7 @@ def said(place: Path) -> dict[str, list[dict]]:
 def run(place: Path, program: str, processes: int) -> dict[str, list[dict]]:
     "Run a program in several processes of one machine."
     images, labels = draw_shapes(per_class=8, size=32, seed=1, label_noise=0.8)
-    write_folder(images, labels, [str(i) for i in range(8)], place / "photos")
+    write_folder(images, labels, classes=[str(i) for i in range(8)], folder=place / "photos")
     (place / "program.py").write_text(HEAD + textwrap.dedent(program))
     one = launch(place, "--standalone", f"--nproc-per-node={processes}", cwd=place)
     text, _ = one.communicate(timeout=240)
@@ -199,7 +199,7 @@ def test_two_machines_without_a_shared_disk(tmp_path: Path) -> None:
     where, agents = port(), []
     for node in (0, 1):
         (tmp_path / f"disk{node}").mkdir()
-        write_folder(images, labels, [str(i) for i in range(8)], tmp_path / f"disk{node}" / "photos")
+        write_folder(images, labels, classes=[str(i) for i in range(8)], folder=tmp_path / f"disk{node}" / "photos")
         agents.append(launch(tmp_path, "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1", "--master-addr=127.0.0.1",
                              f"--master-port={where}", cwd=tmp_path / f"disk{node}"))
     for agent in agents:
@@ -219,7 +219,7 @@ def test_a_process_that_dies_is_missed(tmp_path: Path) -> None:
     train("one dies", listeners=[die])
     """
     images, labels = draw_shapes(per_class=8, size=32, seed=1)
-    write_folder(images, labels, [str(i) for i in range(8)], tmp_path / "photos")
+    write_folder(images, labels, classes=[str(i) for i in range(8)], folder=tmp_path / "photos")
     (tmp_path / "program.py").write_text(HEAD + textwrap.dedent(program))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "SAID": str(tmp_path / "said"), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
     both = [subprocess.Popen([python(), "program.py"], cwd=tmp_path, env={**env, "RANK": rank}, stderr=subprocess.DEVNULL) for rank in "01"]

@@ -38,7 +38,7 @@ def photos(root: Path, classes: tuple[str, ...] = ("cat", "dog"), each: int = 3)
 
 
 def collected(root: Path, valid: Path | None = None, **knobs: object) -> tuple:
-    return gather(root, valid, tl.Settings(size=32, **knobs), tl.create("small_cnn", 2, "none").preprocess)
+    return gather(root, valid, settings=tl.Settings(size=32, **knobs), preprocess=tl.create("small_cnn", 2, weights="none").preprocess)
 
 
 PAIRS = [
@@ -419,5 +419,5 @@ def test_folders_inside_each_other_are_read_to_a_depth_that_is_said(tmp_path: Pa
             Image.new("RGB", (8, 8)).save(place / f"{number}.png")
         place = place / "in"
     root = tmp_path / "root"
-    found = [path.name for path in image_files(root, root.resolve(), endings(), passed)]
+    found = [path.name for path in image_files(root, root.resolve(), read=endings(), passed=passed)]
     assert found == [f"{DEEPEST}.png"] and [problem.kind for problem in passed] == ["too deep"]

@@ -112,7 +112,7 @@ def test_the_grid_of_patches_tells_registers_from_patches() -> None:
 def test_published_kinds(arch: str) -> None:
     if arch.startswith("timm:"):
         pytest.importorskip("timm")
-    network = tl.create(arch, 2, "none")
+    network = tl.create(arch, 2, weights="none")
     assert agreement(network, picture(max(64, network.preprocess.least))) > 0.6
 
 
@@ -122,7 +122,7 @@ def test_where_there_is_nothing_to_show_a_sentence_says_so(tmp_path: Path) -> No
     with pytest.raises(tl.ModelError, match="custom: no layer .* rows and columns of a picture of 32 x 32 pixels.*Grad-CAM has nothing to show"):
         grad_cam(network, picture(32))
     with pytest.raises(tl.ModelError, match="resnet18: no layer.*give a larger picture"):
-        grad_cam(tl.create("resnet18", 2, "none"), picture(2))
+        grad_cam(tl.create("resnet18", 2, weights="none"), picture(2))
 
 
 def test_tokens_in_another_order_are_refused() -> None:
@@ -134,7 +134,7 @@ def test_tokens_in_another_order_are_refused() -> None:
 
 
 def test_explaining_while_others_use_the_network() -> None:
-    clf = Classifier(tl.create("small_cnn", 2, "none").eval(), ("a", "b"), 32, tl.Settings(arch="small_cnn"))
+    clf = Classifier(tl.create("small_cnn", 2, weights="none").eval(), ("a", "b"), 32, tl.Settings(arch="small_cnn"))
     images = [np.full((32, 32, 3), k * 20, np.uint8) for k in range(8)]
     wanted = [clf.explain(image).data["heat"] for image in images]
     failures: list[BaseException] = []
@@ -161,7 +161,7 @@ def test_explaining_while_others_use_the_network() -> None:
 
 
 def test_gradients_may_be_off_outside() -> None:
-    network = tl.create("small_cnn", 2, "none")
+    network = tl.create("small_cnn", 2, weights="none")
     wanted = grad_cam(network, picture(32))
     with torch.inference_mode():
         assert torch.equal(grad_cam(network, picture(32)), wanted)

@@ -31,10 +31,10 @@ def spread(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("power", [-30, -20, -12, -9, -3, -1, 2, 6, 12, 30])
 def test_a_head_fits_features_of_any_scale(power: int) -> None:
     inputs, labels = spread()
-    weight, bias = fit_head(inputs, labels, 3, tl.Settings())
+    weight, bias = fit_head(inputs, labels, classes=3, settings=tl.Settings())
     expected = inputs @ weight.T + bias
     scaled = (inputs.double() * 10.0**power).float()
-    weight, bias = fit_head(scaled, labels, 3, tl.Settings())
+    weight, bias = fit_head(scaled, labels, classes=3, settings=tl.Settings())
     found = (scaled.double() @ weight.double().T + bias.double()).float()
     assert 0.7 < (expected.argmax(1) == labels).float().mean() < 1
     assert (found.argmax(1) == expected.argmax(1)).all() and torch.allclose(found, expected, atol=1e-2)
@@ -44,9 +44,9 @@ def test_columns_of_very_different_scales_and_constant_ones() -> None:
     inputs, labels = spread()
     mixed = torch.cat([inputs[:, :6] * 1e-3, torch.full((240, 2), 7.0), inputs[:, 6:]], 1)
     for features in (mixed, mixed * 1e-9, mixed * 1e9):
-        weight, bias = fit_head(features, labels, 3, tl.Settings())
+        weight, bias = fit_head(features, labels, classes=3, settings=tl.Settings())
         assert ((features @ weight.T + bias).argmax(1) == labels).float().mean() > 0.7
-    weight, bias = fit_head(torch.zeros(240, 4), labels, 3, tl.Settings())
+    weight, bias = fit_head(torch.zeros(240, 4), labels, classes=3, settings=tl.Settings())
     assert weight.isfinite().all() and bias.isfinite().all()
 
 
@@ -60,9 +60,9 @@ def test_usual_features_are_standardised_as_ever() -> None:
 
 def test_a_head_is_fitted_in_any_state_of_the_notebook() -> None:
     inputs, labels = spread()
-    expected = fit_head(inputs, labels, 3, tl.Settings())
+    expected = fit_head(inputs, labels, classes=3, settings=tl.Settings())
     with torch.no_grad():
-        found = fit_head(inputs.double().requires_grad_(), labels, 3, tl.Settings())
+        found = fit_head(inputs.double().requires_grad_(), labels, classes=3, settings=tl.Settings())
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
@@ -108,11 +108,11 @@ def test_the_head_works_in_full_precision(kind: torch.dtype) -> None:
 
 def test_smoothing_holds_for_squared_error_too() -> None:
     logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
-    plain, smooth = (losses(logits, labels, tl.Settings(loss="mse", label_smoothing=s)) for s in (0.0, 0.3))
+    plain, smooth = (losses(logits, labels, settings=tl.Settings(loss="mse", label_smoothing=s)) for s in (0.0, 0.3))
     target = torch.eye(4)[labels] * 0.7 + 0.3 / 4
     assert torch.allclose(smooth, (logits - target).square().mean(1), atol=1e-6) and not torch.allclose(plain, smooth)
     assert torch.equal(plain, (logits - torch.eye(4)[labels]).square().mean(1))
-    weighted = losses(logits, labels, tl.Settings(loss="mse", label_smoothing=0.3), torch.tensor([2.0, 1, 1, 1]))
+    weighted = losses(logits, labels, settings=tl.Settings(loss="mse", label_smoothing=0.3), class_weights=torch.tensor([2.0, 1, 1, 1]))
     assert torch.allclose(weighted[0], 2 * smooth[0]) and torch.equal(weighted[1], smooth[1])
 
 
@@ -138,11 +138,11 @@ def test_dropout_on_mps_leaves_its_random_numbers_as_they_were(monkeypatch: pyte
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: "before")
     monkeypatch.setattr(torch.mps, "set_rng_state", told.append)
     before = torch.get_rng_state()
-    with pytest.raises(KeyError), seeded(1, 2, torch.device("mps")):
+    with pytest.raises(KeyError), seeded(1, 2, device=torch.device("mps")):
         assert told == []
         first = torch.rand(3)
         raise KeyError
-    with seeded(1, 2, torch.device("cpu")):
+    with seeded(1, 2, device=torch.device("cpu")):
         assert torch.equal(torch.rand(3), first)
     assert told == ["before"] and torch.equal(torch.get_rng_state(), before)
 
@@ -327,11 +327,11 @@ def test_the_old_head_is_a_candidate(colours: Path) -> None:
     from tl_tutorial.material import gather
 
     network = tl.create("small_cnn", 3)
-    material, _, _ = gather(colours, None, settings, network.preprocess)
-    probe(network, material, settings)
+    material, _, _ = gather(colours, None, settings=settings, preprocess=network.preprocess)
+    probe(network, material, settings=settings)
     good = network.head.weight.detach().clone()
-    probe(network, material, settings, keep=True)
+    probe(network, material, settings=settings, keep=True)
     assert torch.equal(network.head.weight, good)
     network.head.weight.data *= -1
-    probe(network, material, settings, keep=True)
+    probe(network, material, settings=settings, keep=True)
     assert torch.equal(network.head.weight, good)

@@ -18,7 +18,7 @@ def test_metrics_against_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(300, 4)), rng.integers(0, 4, 300)
     probabilities = softmax(logits)
-    found = evaluation(probabilities, labels, list("abcd"))
+    found = evaluation(probabilities, labels, classes=list("abcd"))
     assert np.isclose(found.accuracy, accuracy_score(labels, probabilities.argmax(1)))
     assert np.isclose(found.macro["f1"], f1_score(labels, probabilities.argmax(1), average="macro"))
     assert np.isclose(found.weighted["f1"], f1_score(labels, probabilities.argmax(1), average="weighted"))
@@ -39,9 +39,9 @@ def test_wilson_against_scipy(total: int, data: st.DataObject) -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_losses_against_pytorch(smoothing: float) -> None:
     logits, labels = torch.randn(50, 5, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 5
-    ours = losses(logits, labels, Settings(label_smoothing=smoothing)).mean()
+    ours = losses(logits, labels, settings=Settings(label_smoothing=smoothing)).mean()
     assert torch.isclose(ours, torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing))
-    mse = losses(logits, labels, Settings(loss="mse")).mean()
+    mse = losses(logits, labels, settings=Settings(loss="mse")).mean()
     assert torch.isclose(mse, torch.nn.functional.mse_loss(logits, torch.nn.functional.one_hot(labels, 5).float()))
 
 
@@ -58,10 +58,10 @@ def test_an_epoch_shows_each_image_once_and_resumes_anywhere(seed: int, epoch: i
 
 def test_augmentation_is_pure_and_stays_in_range() -> None:
     images = torch.rand(5, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    numbers = uniforms(1, 2, np.arange(5), 8)
-    one, two = (augment(images, numbers, 32, AUGMENTATIONS["full"]) for _ in range(2))
+    numbers = uniforms(1, 2, index=np.arange(5), count=8)
+    one, two = (augment(images, numbers, size=32, how=AUGMENTATIONS["full"]) for _ in range(2))
     assert torch.equal(one, two) and one.min() >= 0 and one.max() <= 1
-    assert torch.allclose(augment(images[3:4], numbers[3:4], 32, AUGMENTATIONS["full"]), one[3:4], atol=1e-6)
+    assert torch.allclose(augment(images[3:4], numbers[3:4], size=32, how=AUGMENTATIONS["full"]), one[3:4], atol=1e-6)
 
 
 BAD = {

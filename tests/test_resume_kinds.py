@@ -172,7 +172,7 @@ def test_a_disk_without_locks(colours: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def second(event: tl.Event) -> None:
         if event.kind == "epoch" and event.epoch == 2:
-            checkpoints.store("run", {"w": torch.zeros(1)}, {"key": "another run"})
+            checkpoints.store("run", {"w": torch.zeros(1)}, metadata={"key": "another run"})
 
     with pytest.raises(tl.TrainingError, match="another run keeps its state in this folder") as caught:
         tl.fine_tune(colours, checkpoint="run", listeners=[second], **QUICK)
@@ -218,7 +218,7 @@ def test_resume_of_fit_itself() -> None:
 
     def run(key: object, **knobs: object) -> tl.training.Outcome:
         train = Batches(images, labels, 16, 4, how=Augmentation())
-        return tl.fit(tl.create("small_cnn", 2), train, None, tl.Settings(), 1, 1e-3, folder=Path("run"), key=key, **knobs)
+        return tl.fit(tl.create("small_cnn", 2), train, valid=None, settings=tl.Settings(), epochs=1, lr=1e-3, folder=Path("run"), key=key, **knobs)
 
     assert run({"mine": 1}).steps == 3
     assert run({"mine": 1}, resume=True).steps == 3
@@ -285,10 +285,10 @@ def test_known_classes_keep_their_head_when_it_is_better(mine: Path, tmp_path: P
     from tl_tutorial.material import gather
     from tl_tutorial.recipes import probe
 
-    material, _, classes = gather(photos, None, clf.settings, old.network.preprocess)
+    material, _, classes = gather(photos, None, settings=clf.settings, preprocess=old.network.preprocess)
     fresh = tl.create("small_cnn", 2)
     fresh.body.load_state_dict(old.network.body.state_dict())
-    probe(fresh, material, clf.settings)
+    probe(fresh, material, settings=clf.settings)
     loss = tl.training.losses
     judged = [float(loss(tl.training.predict_logits(net, material.valid()), torch.from_numpy(material.valid_labels), clf.settings).mean())
               for net in (clf.network, fresh)]

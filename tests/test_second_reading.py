@@ -24,11 +24,11 @@ QUICK = {"arch": "small_cnn", "epochs": 1, "size": 32, "device": "cpu", "progres
 
 def gathered(folder: Path, **knobs: object) -> tuple:
     settings = tl.read_settings(size=32, **knobs)
-    return gather(folder, None, settings, tl.create("small_cnn", 3, "none").preprocess)
+    return gather(folder, None, settings=settings, preprocess=tl.create("small_cnn", 3, weights="none").preprocess)
 
 
 def test_one_thawed_part_trains_inside_a_frozen_body() -> None:
-    network = tl.create("small_cnn", 3, "none")
+    network = tl.create("small_cnn", 3, weights="none")
     freeze(network.body)
     unfreeze(network.body[3])
     network.train()
@@ -48,14 +48,14 @@ def test_tokens_of_a_transformer_learn_and_it_says_its_size() -> None:
             return self.fc((self.second(self.first(x) + self.token)).mean((2, 3)))
 
     network = tl.create(Small(), 3)
-    groups = parameter_groups(network, 1.0, 0.5)
+    groups = parameter_groups(network, 1.0, decay_rate=0.5)
     tokens = next(group for group in groups if group["name"] == "0 tokens")
     assert tokens["params"][0] is network.body.token and tokens["peak"] == 0.5 and tokens["weight_decay"] == 0
     everything = {id(p) for group in groups for p in group["params"]}
     assert everything == {id(p) for p in network.parameters()}
     freeze(network.body.first)
-    assert not any(group["name"] == "0 tokens" for group in parameter_groups(network, 1.0, 0.5))
-    assert tl.create("vit_b_16", 3, "none").preprocess.least == 224
+    assert not any(group["name"] == "0 tokens" for group in parameter_groups(network, 1.0, decay_rate=0.5))
+    assert tl.create("vit_b_16", 3, weights="none").preprocess.least == 224
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "efficientnet_lite0", "small_cnn", "timm:resnet18"])
@@ -140,7 +140,7 @@ def test_no_process_gets_an_empty_batch(shard: tuple[int, int], how: str) -> Non
 
 def test_more_processes_than_pictures_in_a_batch_are_refused(colours: Path) -> None:
     settings = tl.read_settings(size=32, batch_size=4)
-    material, _, _ = gather(colours, None, settings, tl.create("small_cnn", 3, "none").preprocess, shard=(0, 5))
+    material, _, _ = gather(colours, None, settings=settings, preprocess=tl.create("small_cnn", 3, weights="none").preprocess, shard=(0, 5))
     with pytest.raises(tl.DeviceError, match="5 processes cannot share batches of 4"):
         material.train(settings)
 
@@ -192,17 +192,17 @@ def test_wrong_counts_and_shapes_are_refused_in_judging() -> None:
         wilson(30, 20)
     for probabilities, labels in ((np.eye(4), [0, 1, 2, 2]), (np.zeros((0, 3)), [])):
         with pytest.raises(ValueError, match="one row for each label"):
-            tl.evaluation(probabilities, labels, ("a", "b", "c"))
-    assert "ROC-AUC –" in repr(tl.evaluation(np.eye(2)[[0, 0]], [0, 0], ("a", "b")))
+            tl.evaluation(probabilities, labels, classes=("a", "b", "c"))
+    assert "ROC-AUC –" in repr(tl.evaluation(np.eye(2)[[0, 0]], [0, 0], classes=("a", "b")))
 
 
 def test_the_rate_finder_keeps_its_curve_when_a_rate_explodes(colours: Path) -> None:
     settings = tl.read_settings(size=32, optimizer="sgd", clip=0)
-    network = tl.create("small_cnn", 3, "none")
+    network = tl.create("small_cnn", 3, weights="none")
     material, _, _ = gathered(colours)
-    found = tl.find_rate(network, material.train(settings), settings, low=1e-3, high=1e30, steps=8)
+    found = tl.find_rate(network, material.train(settings), settings=settings, low=1e-3, high=1e30, steps=8)
     assert 1 <= len(found.rates) < 8 and np.isfinite(found.losses).all()
-    assert len(tl.find_rate(network, material.train(settings), settings, steps=1).rates) == 1
+    assert len(tl.find_rate(network, material.train(settings), settings=settings, steps=1).rates) == 1
 
 
 def test_a_classifier_says_what_it_left_out_and_draws_epochs_only(colours: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -229,7 +229,7 @@ def test_a_folder_that_cannot_be_forced_to_disk_is_no_failure(tmp_path: Path, mo
         real(handle)
 
     monkeypatch.setattr(os, "fsync", refusing)
-    write_file(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {"b": 1})
+    write_file(tmp_path / "x.safetensors", {"a": torch.ones(2)}, metadata={"b": 1})
     assert read_file(tmp_path / "x.safetensors")[1] == {"b": 1}
 
 
@@ -268,7 +268,7 @@ def test_a_softmax_behind_the_old_head_goes_with_it() -> None:
 
 
 def test_one_number_per_channel_is_not_pulled_to_zero() -> None:
-    network = tl.create("convnext_tiny", 3, "none")
+    network = tl.create("convnext_tiny", 3, weights="none")
     scales = {id(p) for name, p in network.named_parameters() if name.endswith("layer_scale")}
     assert len(scales) == 18
     for group in parameter_groups(network, 1.0):
@@ -323,7 +323,7 @@ def test_a_transparent_grey_of_16_bits_becomes_white(tmp_path: Path) -> None:
 def test_an_unfinished_draft_leaves_nothing(tmp_path: Path) -> None:
     from tl_tutorial.datasets import write_folder
     with pytest.raises(IndexError):
-        write_folder(np.zeros((2, 8, 8), np.uint8), [0, 7], ["a"], tmp_path / "photos")
+        write_folder(np.zeros((2, 8, 8), np.uint8), [0, 7], classes=["a"], folder=tmp_path / "photos")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -122,17 +122,17 @@ def test_what_says_its_name_is_taken() -> None:
 @pytest.mark.parametrize("value", [None, 5, True, ["a"], {"cat": []}, "", b"", " ", "a\0b", object()])
 def test_a_path_argument_is_named(value: object) -> None:
     with pytest.raises(tl.SettingsError, match=r"^folder.*; give a folder$"):
-        as_path(value, "folder", "give a folder")
+        as_path(value, "folder", remedy="give a folder")
 
 
 def test_kinds_of_arguments(own_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(own_place))
     assert as_path("~/x", "folder") == own_place / "x" and as_path(Path("x"), "folder") == Path("x")
-    assert of_kind(3, "epochs", int, "give a number") == 3 and of_kind(True, "resume", bool, "give True or False") is True
+    assert of_kind(3, "epochs", kinds=int, remedy="give a number") == 3 and of_kind(True, "resume", kinds=bool, remedy="give True or False") is True
     with pytest.raises(tl.SettingsError, match="epochs = True is of type bool; give a number"):
-        of_kind(True, "epochs", int, "give a number")
+        of_kind(True, "epochs", kinds=int, remedy="give a number")
     with pytest.raises(tl.SettingsError) as caught:
-        of_kind(["x" * 1000] * 1000, "top", int, "give a number")
+        of_kind(["x" * 1000] * 1000, "top", kinds=int, remedy="give a number")
     assert len(str(caught.value)) < 300
 
 

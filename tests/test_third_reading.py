@@ -238,14 +238,14 @@ def test_one_batch_does_not_decide_which_rate_is_suggested(size: float, monkeypa
         loss[odd] += size
         given = iter(loss)
         monkeypatch.setattr(Run, "learn", lambda run, batch, given=given: float(next(given)))
-        curve = tl.find_rate(network, batches, tl.Settings())
+        curve = tl.find_rate(network, batches, settings=tl.Settings())
         assert len(curve.rates) > 40 and 2e-4 < curve.suggestion < 2e-2, odd
 
 
 def test_few_steps_give_a_suggestion_too() -> None:
     images = np.zeros((4, 8, 8, 3), np.uint8)
     for steps in (1, 2, 3, 5):
-        curve = tl.find_rate(tl.create("small_cnn", 2), Batches(images, [0, 1, 0, 1], 8, 4), tl.Settings(), steps=steps)
+        curve = tl.find_rate(tl.create("small_cnn", 2), Batches(images, [0, 1, 0, 1], 8, 4), settings=tl.Settings(), steps=steps)
         assert curve.suggestion in curve.rates and len(curve.rates) == steps
 
 

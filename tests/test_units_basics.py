@@ -76,7 +76,7 @@ def test_every_knob_says_what_it_means() -> None:
 
 
 def test_curves_show_the_numbers_they_were_given() -> None:
-    drawn = curves({"one": [3, None, 5.0], "two": [1]}, "epoch", "loss")
+    drawn = curves({"one": [3, None, 5.0], "two": [1]}, "epoch", ylabel="loss")
     (axis,) = drawn.figure.axes
     lines = axis.get_lines()
     assert [t.get_text() for t in axis.get_legend().get_texts()] == ["one", "two"]
@@ -116,7 +116,7 @@ def test_images_stand_in_a_grid() -> None:
 
 
 def test_reliability_draws_bins_beside_the_diagonal() -> None:
-    drawn = reliability([0.3, 0.9], [0.2, 0.8], [10, 30])
+    drawn = reliability([0.3, 0.9], [0.2, 0.8], count=[10, 30])
     (axis,) = drawn.figure.axes
     assert axis.get_lines()[0].get_xydata().tolist() == [[0, 0], [1, 1]]
     assert axis.collections[0].get_offsets().tolist() == [[0.3, 0.2], [0.9, 0.8]] and np.allclose(axis.collections[0].get_sizes(), [65, 155])

@@ -83,7 +83,7 @@ def test_the_best_weights_are_put_back() -> None:
     learner = network()
     watch = Watch(learner, "epoch")
     valid = batches(0.25, seed=1)
-    done = tl.fit(learner, batches(), valid, Settings(patience=99), 12, 0.05, listeners=[watch])
+    done = tl.fit(learner, batches(), valid=valid, settings=Settings(patience=99), epochs=12, lr=0.05, listeners=[watch])
     seen = [row["valid_loss"] for row in done.history]
     assert done.best_epoch == int(np.argmin(seen)) < 12, "the last epoch must not be the best, or this test sees nothing"
     assert same(snapshot(learner), watch.states[done.best_epoch]) and not same(watch.states[done.best_epoch], watch.states[-1])
@@ -94,7 +94,7 @@ def test_the_best_weights_are_put_back() -> None:
 def test_without_validation_the_last_weights_are_kept() -> None:
     learner = network()
     watch = Watch(learner, "epoch")
-    done = tl.fit(learner, batches(), None, Settings(patience=2), 5, 0.05, listeners=[watch])
+    done = tl.fit(learner, batches(), valid=None, settings=Settings(patience=2), epochs=5, lr=0.05, listeners=[watch])
     assert done.best_epoch == 5 and len(done.history) == 6 and done.steps == 15
     assert same(snapshot(learner), watch.states[-1])
 
@@ -102,13 +102,13 @@ def test_without_validation_the_last_weights_are_kept() -> None:
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_patience_counts_epochs_without_a_better_loss(patience: int) -> None:
     "Every validation label is wrong, so the start stays the best."
-    done = tl.fit(network(), batches(), batches(1.0, seed=1), Settings(patience=patience), 9, 0.02)
+    done = tl.fit(network(), batches(), valid=batches(1.0, seed=1), settings=Settings(patience=patience), epochs=9, lr=0.02)
     assert [row["epoch"] for row in done.history] == list(range(patience + 1)) and done.best_epoch == 0
     assert not done.interrupted and done.steps == 3 * patience
 
 
 def test_patience_begins_anew_with_a_better_loss() -> None:
-    done = tl.fit(network(), batches(), batches(seed=1), Settings(patience=1), 6, 0.01)
+    done = tl.fit(network(), batches(), valid=batches(seed=1), settings=Settings(patience=1), epochs=6, lr=0.01)
     seen = [row["valid_loss"] for row in done.history]
     assert all(b < a for a, b in zip(seen, seen[1:], strict=False)) and len(seen) == 7 and done.best_epoch == 6
 
@@ -116,7 +116,7 @@ def test_patience_begins_anew_with_a_better_loss() -> None:
 def test_the_mean_of_the_weights_is_over_every_epoch() -> None:
     learner = network()
     watch, valid = Watch(learner, "epoch"), batches(0.25, seed=1)
-    done = tl.fit(learner, batches(), valid, Settings(patience=99), 4, 0.05, listeners=[watch], average=True)
+    done = tl.fit(learner, batches(), valid=valid, settings=Settings(patience=99), epochs=4, lr=0.05, listeners=[watch], average=True)
     assert [row["stage"] for row in done.history] == ["start", *["fine-tune"] * 4, "mean of epochs"]
     after = watch.states[1:]
     mean = {name: torch.stack([state[name] for state in after]).mean(0) for name in after[0]}
@@ -128,9 +128,9 @@ def test_the_mean_of_the_weights_is_over_every_epoch() -> None:
 
 
 def test_the_mean_is_kept_when_it_is_the_best_and_only_then() -> None:
-    done = tl.fit(network(), batches(), batches(seed=1), Settings(), 4, 0.02, average=True)
+    done = tl.fit(network(), batches(), valid=batches(seed=1), settings=Settings(), epochs=4, lr=0.02, average=True)
     assert done.best_epoch == int(np.argmin([row["valid_loss"] for row in done.history]))
-    once = tl.fit(network(), batches(), batches(seed=1), Settings(), 1, 0.02, average=True)
+    once = tl.fit(network(), batches(), valid=batches(seed=1), settings=Settings(), epochs=1, lr=0.02, average=True)
     assert [row["stage"] for row in once.history] == ["start", "fine-tune"], "the mean of one epoch is that epoch"
 
 
@@ -145,24 +145,24 @@ def test_a_resumed_run_remembers_the_mean_of_the_weights(tmp_path: Path, steps: 
     "Also in an epoch's middle, with the momenta, the sums of the epoch and the history."
     settings, valid = Settings(patience=99, optimizer=optimizer), batches(0.25, seed=1)
     whole, first, second = network(), network(), network(seed=5)
-    expected = tl.fit(whole, batches(), valid, settings, 4, 0.05, average=True)
-    half = tl.fit(first, batches(), valid, settings, 4, 0.05, average=True, folder=tmp_path, stop=stopping(steps))
+    expected = tl.fit(whole, batches(), valid=valid, settings=settings, epochs=4, lr=0.05, average=True)
+    half = tl.fit(first, batches(), valid=valid, settings=settings, epochs=4, lr=0.05, average=True, folder=tmp_path, stop=stopping(steps))
     assert half.interrupted and half.steps == steps and half.history[-1]["stage"] == "fine-tune", "no mean of half a run"
-    found = tl.fit(second, batches(), valid, settings, 4, 0.05, average=True, folder=tmp_path, resume=True)
+    found = tl.fit(second, batches(), valid=valid, settings=settings, epochs=4, lr=0.05, average=True, folder=tmp_path, resume=True)
     assert timeless(found.history, "lr") == timeless(expected.history, "lr") and found.best_epoch == expected.best_epoch
     assert same(snapshot(second), snapshot(whole)) and found.steps == expected.steps == 12
 
 
 def test_a_run_that_is_over_is_not_run_again(tmp_path: Path) -> None:
-    expected = tl.fit(network(), batches(), batches(1.0), Settings(patience=2), 9, 0.02, folder=tmp_path)
-    found = tl.fit(network(), batches(), batches(1.0), Settings(patience=2), 9, 0.02, folder=tmp_path, resume=True)
+    expected = tl.fit(network(), batches(), valid=batches(1.0), settings=Settings(patience=2), epochs=9, lr=0.02, folder=tmp_path)
+    found = tl.fit(network(), batches(), valid=batches(1.0), settings=Settings(patience=2), epochs=9, lr=0.02, folder=tmp_path, resume=True)
     assert timeless(found.history) == timeless(expected.history) and found.steps == expected.steps == 6
 
 
 def test_a_stop_before_the_first_step_changes_nothing() -> None:
     learner = network()
     before = snapshot(learner)
-    done = tl.fit(learner, batches(), batches(), Settings(), 3, 0.05, stop=lambda: True)
+    done = tl.fit(learner, batches(), valid=batches(), settings=Settings(), epochs=3, lr=0.05, stop=lambda: True)
     assert done.interrupted and done.steps == 0 and len(done.history) == 1 and same(snapshot(learner), before)
 
 
@@ -170,7 +170,7 @@ def test_the_history_tells_what_happened() -> None:
     "Means over the epoch's own batches, the peak rate of its last step, and the validation pictures after it."
     learner, events = network(), []
     watch = Watch(learner, "step")
-    done = tl.fit(learner, batches(), batches(seed=1), Settings(patience=99), 2, 0.05,
+    done = tl.fit(learner, batches(), valid=batches(seed=1), settings=Settings(patience=99), epochs=2, lr=0.05,
                   first_row={"stage": "probe", "train_loss": 7.0}, listeners=[watch, events.append])
     assert done.history[0] | {"seconds": 0} == {"epoch": 0, "stage": "probe", "train_loss": 7.0, "seconds": 0} | {
         name: value for name, value in done.history[0].items() if name.startswith("valid")}
@@ -192,10 +192,10 @@ def test_the_history_tells_what_happened() -> None:
 
 def test_confidence_alone_does_not_end_a_run() -> None:
     "From 30 validation pictures on, what is judged is the loss at the best temperature."
-    few, many = (tl.fit(network(), batches(), batches(0.25, count, 1), Settings(patience=99), 12, 0.05).history for count in (28, 30))
+    few, many = (tl.fit(network(), batches(), valid=batches(0.25, count, 1), settings=Settings(patience=99), epochs=12, lr=0.05).history for count in (28, 30))
     assert all(row["valid_calibrated"] == row["valid_loss"] for row in few)
     assert all(row["valid_calibrated"] <= row["valid_loss"] + 1e-6 for row in many) and many[-1]["valid_calibrated"] < many[-1]["valid_loss"] - 0.01
-    squares = tl.fit(network(), batches(), batches(0.25, 30, 1), Settings(loss="mse"), 1, 0.05).history
+    squares = tl.fit(network(), batches(), valid=batches(0.25, 30, 1), settings=Settings(loss="mse"), epochs=1, lr=0.05).history
     assert all(row["valid_calibrated"] == row["valid_loss"] for row in squares), "a temperature belongs to cross-entropy"
 
 
@@ -207,7 +207,7 @@ def steps(**knobs: object) -> tuple[Watch, Network]:
     learner = network()
     watch = Watch(learner, "step")
     settings = Settings(**{"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "clip": 0.0, "decay_rate": 1.0, **knobs})
-    tl.fit(learner, batches(), None, settings, 1, 0.5, listeners=[watch])
+    tl.fit(learner, batches(), valid=None, settings=settings, epochs=1, lr=0.5, listeners=[watch])
     return watch, learner
 
 
@@ -271,7 +271,7 @@ def test_dropout_depends_on_seed_and_step_alone() -> None:
         torch.manual_seed(before)
         learner = network()
         learner.body.append(nn.Dropout(0.5))
-        tl.fit(learner, batches(), None, Settings(seed=seed), 1, 0.05)
+        tl.fit(learner, batches(), valid=None, settings=Settings(seed=seed), epochs=1, lr=0.05)
         assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(before)))
         return snapshot(learner)
 
@@ -294,7 +294,7 @@ def test_class_weights_reach_the_steps() -> None:
     for class_weights in (True, False):
         learner = network()
         watch = Watch(learner, "step")
-        tl.fit(learner, Batches(images, labels, SIDE, COUNT), None, Settings(class_weights=class_weights), 1, 0.05, listeners=[watch])
+        tl.fit(learner, Batches(images, labels, SIDE, COUNT), valid=None, settings=Settings(class_weights=class_weights), epochs=1, lr=0.05, listeners=[watch])
         found.append(watch.losses[0])
     logits, truth = network()(torch.from_numpy(images).permute(0, 3, 1, 2) / 255), torch.from_numpy(labels)
     both = [nn.functional.cross_entropy(logits[truth == k], truth[truth == k]).item() for k in (0, 1)]
@@ -311,7 +311,7 @@ def folder(colours: Path) -> Path:
 
 def gathered(folder: Path, **knobs: object) -> tuple:
     settings = tl.read_settings(**{"size": 16, "epochs": 2, "patience": 99, **knobs})
-    return gather(folder, None, settings, Preprocess(least=8))[0], settings
+    return gather(folder, None, settings=settings, preprocess=Preprocess(least=8))[0], settings
 
 
 def tuned(folder: Path, pretrained: bool = True, norm: bool = False, kind: str = "epoch", **knobs: object) -> tuple[list[State], Network, object]:
@@ -320,7 +320,7 @@ def tuned(folder: Path, pretrained: bool = True, norm: bool = False, kind: str =
     learner = network(pretrained, norm)
     learner.head = nn.Linear(4, 3)
     watch = Watch(learner, kind)
-    return watch.states, learner, probe_then_tune(learner, material, settings, listeners=[watch])
+    return watch.states, learner, probe_then_tune(learner, material, settings=settings, listeners=[watch])
 
 
 def moved(states: list[State]) -> set[str]:
@@ -372,13 +372,13 @@ def test_the_recipes_own_rates(folder: Path, pretrained: bool, rate: float, fact
 def test_a_fit_head_is_where_the_loss_is_flat() -> None:
     generator = torch.Generator().manual_seed(0)
     inputs, labels = torch.randn(24, 5, generator=generator) * 3 + 2, torch.arange(24) % 3
-    weight, bias = fit_head(inputs, labels, 3, Settings(), 0.1)
+    weight, bias = fit_head(inputs, labels, classes=3, settings=Settings(), pull=0.1)
     scaled = ((inputs - inputs.mean(0)) / inputs.std(0, correction=0)).requires_grad_(False)
     theirs = (weight * inputs.std(0, correction=0)).clone().requires_grad_(True)
     loss = nn.functional.cross_entropy(scaled @ theirs.T + bias + weight @ inputs.mean(0), labels) + 0.05 * theirs.square().sum()
     loss.backward()
     assert float(theirs.grad.abs().max()) < 3e-4 and weight.shape == (3, 5) and bias.shape == (3,)
-    assert fit_head(inputs, labels, 3, Settings(), 1.0)[0].norm() < 0.5 * weight.norm()
+    assert fit_head(inputs, labels, classes=3, settings=Settings(), pull=1.0)[0].norm() < 0.5 * weight.norm()
 
 
 def test_class_weights_reach_the_probe() -> None:
@@ -387,8 +387,8 @@ def test_class_weights_reach_the_probe() -> None:
     few, many = torch.randn(20, 1, generator=generator) + 1, torch.randn(60, 1, generator=generator)
     inputs, labels = torch.cat([many, few]), torch.tensor([0] * 60 + [1] * 20)
     copies = torch.cat([many, few, few, few]), torch.tensor([0] * 60 + [1] * 60)
-    weighted = fit_head(inputs, labels, 2, Settings(class_weights=True), 0.0)
-    expected, plain = fit_head(*copies, 2, Settings(), 0.0), fit_head(inputs, labels, 2, Settings(), 0.0)
+    weighted = fit_head(inputs, labels, classes=2, settings=Settings(class_weights=True), pull=0.0)
+    expected, plain = fit_head(*copies, 2, Settings(), 0.0), fit_head(inputs, labels, classes=2, settings=Settings(), pull=0.0)
     border = lambda head: float((head[1][0] - head[1][1]) / (head[0][1] - head[0][0]))
     assert border(weighted) == pytest.approx(border(expected), abs=0.02) and border(plain) > border(expected) + 0.3
 
@@ -401,7 +401,7 @@ def test_class_weights_reach_the_probe_of_a_run(folder: Path) -> None:
         material, settings = gathered(folder, class_weights=class_weights)
         learner = network()
         learner.head = nn.Linear(4, 3)
-        probe(learner, material, settings)
+        probe(learner, material, settings=settings)
         heads.append(snapshot(learner.head))
     assert not torch.allclose(heads[0]["weight"], heads[1]["weight"], rtol=0.01)
 
@@ -411,11 +411,11 @@ def test_the_probe_sees_still_pictures_and_takes_the_best_pull(folder: Path) -> 
     learner = network()
     learner.head = nn.Linear(4, 3)
     body = snapshot(learner.body)
-    row = probe(learner, material, settings)
+    row = probe(learner, material, settings=settings)
     assert same(snapshot(learner.body), body) and row["stage"] == "probe"
     seen, truth = features(learner, material.valid()), torch.from_numpy(material.valid_labels)
     inputs, labels = features(learner, material.train(settings, still=True)), torch.from_numpy(material.labels)
-    tried = {pull: fit_head(inputs, labels, 3, settings, pull) for pull in (0.3, 0.1, 0.03, 0.01, 0.003)}
+    tried = {pull: fit_head(inputs, labels, classes=3, settings=settings, pull=pull) for pull in (0.3, 0.1, 0.03, 0.01, 0.003)}
     scores = {pull: float(nn.functional.cross_entropy(seen @ w.T + b, truth)) for pull, (w, b) in tried.items()}
     best = tried[min(scores, key=scores.get)]
     assert torch.allclose(learner.head.weight, best[0], atol=1e-4) and torch.allclose(learner.head.bias, best[1], atol=1e-4)
@@ -458,7 +458,7 @@ def test_a_checkpoint_keeps_the_probe_from_being_done_twice(folder: Path, tmp_pa
         learner.head = nn.Linear(4, 3)
         with torch.no_grad():
             learner.head.weight.fill_(0.1)
-        found.append(probe_then_tune(learner, material, settings, folder=kept, resume=len(found) == 2))
+        found.append(probe_then_tune(learner, material, settings=settings, folder=kept, resume=len(found) == 2))
         if len(found) == 2:
             monkeypatch.setattr("tl_tutorial.recipes.probe", None)
     assert [outcome.history[0]["stage"] for outcome in found] == ["probe"] * 3
@@ -472,9 +472,9 @@ def test_the_rate_finder_stops_at_the_first_rate_that_explodes(folder: Path) -> 
     learner = network()
     learner.head = nn.Linear(4, 3)
     before = snapshot(learner)
-    wild = tl.find_rate(learner, material.train(settings), settings, low=1e-3, high=1e30, steps=8)
+    wild = tl.find_rate(learner, material.train(settings), settings=settings, low=1e-3, high=1e30, steps=8)
     assert wild.rates == pytest.approx([1e-3 * 1e33 ** (k / 7) for k in range(len(wild.rates))]) and 1 <= len(wild.rates) < 8
-    calm = tl.find_rate(learner, material.train(settings), settings, low=1e-6, high=1e-3, steps=10)
+    calm = tl.find_rate(learner, material.train(settings), settings=settings, low=1e-6, high=1e-3, steps=10)
     assert calm.rates == pytest.approx([1e-6 * 1e3 ** (k / 9) for k in range(10)]) and len(calm.losses) == 10 and calm.suggestion in calm.rates
     assert same(before, snapshot(learner)), "a copy is trained"
 
@@ -482,7 +482,7 @@ def test_the_rate_finder_stops_at_the_first_rate_that_explodes(folder: Path) -> 
 def test_smoothed_losses_are_a_mean_without_bias(folder: Path) -> None:
     "At a rate of nearly nothing the network stays, so the curve is the running mean of the batches' losses."
     images, labels = pictures()
-    flat = tl.find_rate(network(), Batches(images, labels, SIDE, COUNT), Settings(), low=1e-12, high=1e-11, steps=5)
+    flat = tl.find_rate(network(), Batches(images, labels, SIDE, COUNT), settings=Settings(), low=1e-12, high=1e-11, steps=5)
     logits = network()(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
     assert flat.losses == pytest.approx([nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()] * 5, rel=1e-4)
 
@@ -511,7 +511,7 @@ def test_a_loss_that_is_not_finite_is_named_and_the_best_weights_stay() -> None:
     before = snapshot(learner)
     train = Batches(images, labels, SIDE, 8, names=[f"{number}.png" for number in range(COUNT)])
     with pytest.raises(tl.TrainingError, match=r"at step 1, epoch 1, learning rate .*, in a batch with 8\.png, 9\.png, 10\.png, 11\.png; the last good weights are kept"):
-        tl.fit(learner, train, batches(1.0), Settings(), 2, 0.05)
+        tl.fit(learner, train, valid=batches(1.0), settings=Settings(), epochs=2, lr=0.05)
     assert same(before, snapshot(learner))
 
 
@@ -535,10 +535,10 @@ def test_the_rate_finder_keeps_what_lower_rates_showed(good: int, monkeypatch: p
 
     monkeypatch.setattr(Run, "learn", learn)
     if good:
-        assert len(tl.find_rate(network(), batches(), Settings()).rates) == good
+        assert len(tl.find_rate(network(), batches(), settings=Settings()).rates) == good
     else:
         with pytest.raises(tl.TrainingError, match="not finite"):
-            tl.find_rate(network(), batches(), Settings())
+            tl.find_rate(network(), batches(), settings=Settings())
 
 
 def test_processes_exchange_on_a_gpu_or_on_the_cpu() -> None:

@@ -99,10 +99,10 @@ def test_the_small_network_halves_three_times() -> None:
 
 def test_what_starts_at_random_follows_the_seed() -> None:
     torch.manual_seed(5)
-    one, two, three = (tl.create("small_cnn", 3, "none", seed=seed).state_dict() for seed in (1, 1, 2))
+    one, two, three = (tl.create("small_cnn", 3, weights="none", seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], two[name]) for name in one) and not torch.equal(one["head.weight"], three["head.weight"])
     assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(5))), "the caller's random numbers stay"
-    assert torch.equal(tl.create("small_cnn", 3, "none").head.weight, tl.create("small_cnn", 3, "none", seed=42).head.weight)
+    assert torch.equal(tl.create("small_cnn", 3, weights="none").head.weight, tl.create("small_cnn", 3, weights="none", seed=42).head.weight)
 
 
 def test_timm_is_asked_for_weights_unless_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_timm_is_asked_for_weights_unless_told_not_to(monkeypatch: pytest.Monkey
     real, asked = timm.create_model, []
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **more: asked.append(pretrained) or real(name, pretrained=False, **more))
     for weights in ("default", "none"):
-        network = tl.create("timm:test_resnet", 3, weights)
+        network = tl.create("timm:test_resnet", 3, weights=weights)
         assert network.pretrained == (weights == "default") and network.head.in_features == network.features(torch.rand(1, 3, 64, 64)).shape[1]
     assert any(asked[:-1]) and not asked[-1]
 
@@ -166,7 +166,7 @@ def test_a_snapshot_is_a_copy() -> None:
 
 
 def test_groups_shrink_towards_the_picture_and_pull_weights_alone() -> None:
-    groups = {group["name"]: group for group in parameter_groups(tiny(), 1.0, 0.5, 0.03)}
+    groups = {group["name"]: group for group in parameter_groups(tiny(), 1.0, decay_rate=0.5, weight_decay=0.03)}
     assert {name: group["peak"] for name, group in groups.items() if "weights" in name} == {"3 weights": 1, "2 weights": 1, "1 weights": 0.5, "0 weights": 0.25}
     assert all(group["weight_decay"] == (0.03 if "weights" in name else 0) and group["lr"] == group["peak"] for name, group in groups.items())
     assert all((p.ndim > 1) == ("weights" in name) for name, group in groups.items() for p in group["params"])
@@ -176,7 +176,7 @@ def test_groups_shrink_towards_the_picture_and_pull_weights_alone() -> None:
     network = tiny()
     freeze(network.body[0])
     assert not [group for group in parameter_groups(network, 1.0) if group["name"].startswith("0")]
-    assert {group["name"][0] for group in parameter_groups(tiny(), 1.0, 0.0)} == {"3", "2"}, "a rate of 0 learns nothing"
+    assert {group["name"][0] for group in parameter_groups(tiny(), 1.0, decay_rate=0.0)} == {"3", "2"}, "a rate of 0 learns nothing"
 
 
 def test_one_number_alone_learns_without_a_pull() -> None:
@@ -213,7 +213,7 @@ def test_what_belongs_to_no_layer_learns_with_the_first() -> None:
             self.token = nn.Parameter(torch.zeros(1, 3, 1, 1))
 
     learner = Network(Tokens(), 3, 2, Preprocess())
-    groups = parameter_groups(learner, 1.0, 0.5)
+    groups = parameter_groups(learner, 1.0, decay_rate=0.5)
     assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in learner.parameters()}
     own, = (group for group in groups if any(p is learner.body.token for p in group["params"]))
     assert own["lr"] == own["peak"] == min(group["lr"] for group in groups) == 0.5**2 and own["weight_decay"] == 0

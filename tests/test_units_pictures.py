@@ -28,7 +28,7 @@ CROP = Augmentation(area=0.25, stretch=1.0, flip=False, jitter=0.0)
 def view(how: Augmentation = CROP, **numbers: float) -> torch.Tensor:
     "The slope, changed by these random numbers; those not named are at the middle."
     names = ("area", "ratio", "left", "top", "flip", "bright", "contrast", "colour")
-    return augment(SLOPE, np.array([[numbers.get(name, 0.5) for name in names]]), 64, how)[0]
+    return augment(SLOPE, np.array([[numbers.get(name, 0.5) for name in names]]), size=64, how=how)[0]
 
 
 def edges(picture: torch.Tensor) -> tuple[float, float, float, float]:
@@ -72,20 +72,20 @@ def test_jitter_changes_light_contrast_and_colour() -> None:
 
 
 def test_bytes_and_fractions_give_the_same_view() -> None:
-    numbers = uniforms(3, 1, np.arange(1), 8)
-    one, two = (augment(images, numbers, 32, AUGMENTATIONS["full"]) for images in ((SLOPE * 255).round(), SLOPE * 255))
-    bytes_, fractions = augment((SLOPE * 255).round().to(torch.uint8), numbers, 32, AUGMENTATIONS["full"]), augment((SLOPE * 255).round() / 255, numbers, 32, AUGMENTATIONS["full"])
+    numbers = uniforms(3, 1, index=np.arange(1), count=8)
+    one, two = (augment(images, numbers, size=32, how=AUGMENTATIONS["full"]) for images in ((SLOPE * 255).round(), SLOPE * 255))
+    bytes_, fractions = augment((SLOPE * 255).round().to(torch.uint8), numbers, size=32, how=AUGMENTATIONS["full"]), augment((SLOPE * 255).round() / 255, numbers, size=32, how=AUGMENTATIONS["full"])
     assert (bytes_ - fractions).abs().max() < 0.02 and bytes_.dtype == torch.float32 and one.max() <= 1 and two.max() <= 1
 
 
 def test_random_numbers_are_even_and_independent() -> None:
-    numbers = uniforms(42, 0, np.arange(4000), 4)
+    numbers = uniforms(42, 0, index=np.arange(4000), count=4)
     assert numbers.dtype == np.float32 and numbers.min() >= 0 and numbers.max() < 1
     assert np.abs(np.histogram(numbers, 10, (0, 1))[0] / 1600 - 1).max() < 0.1
     assert np.abs(np.corrcoef(numbers.T) - np.eye(4)).max() < 0.06
-    assert np.abs(np.corrcoef(numbers[:, 0], uniforms(42, 1, np.arange(4000), 1)[:, 0])[0, 1]) < 0.06
-    assert np.abs(np.corrcoef(numbers[:, 0], uniforms(43, 0, np.arange(4000), 1)[:, 0])[0, 1]) < 0.06
-    assert np.array_equal(uniforms(42, 0, np.array([7, 3]), 4), numbers[[7, 3]]) and np.array_equal(uniforms(42, 0, np.arange(9), 2), numbers[:9, :2])
+    assert np.abs(np.corrcoef(numbers[:, 0], uniforms(42, 1, index=np.arange(4000), count=1)[:, 0])[0, 1]) < 0.06
+    assert np.abs(np.corrcoef(numbers[:, 0], uniforms(43, 0, index=np.arange(4000), count=1)[:, 0])[0, 1]) < 0.06
+    assert np.array_equal(uniforms(42, 0, index=np.array([7, 3]), count=4), numbers[[7, 3]]) and np.array_equal(uniforms(42, 0, index=np.arange(9), count=2), numbers[:9, :2])
 
 
 def test_still_batches_are_the_centre_in_order() -> None:
@@ -106,7 +106,7 @@ def test_training_batches_depend_on_seed_and_epoch() -> None:
     assert orders[0] == orders[1] and orders[0] != orders[2] and orders[0] != orders[3] and sorted(orders[3]) == list(range(12))
     one = next(Batches(images, range(12), 8, 4, 1, CROP).epoch(1))
     assert one.labels.tolist() == orders[2][:4] and one.images.shape == (4, 3, 8, 8)
-    expected = augment(torch.from_numpy(images[one.index]).permute(0, 3, 1, 2), uniforms(1, 1, one.index, 8), 8, CROP)
+    expected = augment(torch.from_numpy(images[one.index]).permute(0, 3, 1, 2), uniforms(1, 1, index=one.index, count=8), size=8, how=CROP)
     assert torch.equal(one.images, expected)
     assert [b.index.tolist() for b in Batches(images, range(12), 8, 4, 1, CROP, shard=(1, 2)).epoch(0)] == [orders[0][k:k + 4][1::2] for k in (0, 4, 8)]
 
@@ -170,7 +170,7 @@ def test_what_is_kept_and_left_out_is_told(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
     (tmp_path / "1.png").write_bytes(b"x")
     for budget in (2048, 0):
-        found = load_pixels([tmp_path / f"{number}.png" for number in range(4)], 8, budget, "skip")
+        found = load_pixels([tmp_path / f"{number}.png" for number in range(4)], 8, budget_mb=budget, on_bad="skip")
         assert found.kept.tolist() == [0, 2, 3] and found.images[:, 0, 0, 0].tolist() == [0, 2, 3] and found.images.shape == (3, 8, 8, 3)
         assert [Path(problem.path).name for problem in found.problems] == ["1.png"] and isinstance(found.images, np.memmap) == (budget == 0)
     arrays = [np.full((8, 8), 9, np.uint8), np.full((8, 8, 1), 9, np.uint8), np.full((8, 8, 4), (9, 9, 9, 255), np.uint8)]
@@ -185,19 +185,19 @@ def items(folder: Path) -> tuple[Item, ...]:
 
 
 def test_a_split_follows_its_seed_and_its_share(colours: Path) -> None:
-    parts = [tl.split(items(colours), fraction, seed) for fraction, seed in ((0.25, 1), (0.25, 1), (0.25, 2), (0.5, 1), (0.01, 1), (0.99, 1))]
+    parts = [tl.split(items(colours), fraction, seed=seed) for fraction, seed in ((0.25, 1), (0.25, 1), (0.25, 2), (0.5, 1), (0.01, 1), (0.99, 1))]
     assert parts[0] == parts[1] and set(parts[0][1]) != set(parts[2][1])
     for (first, second), each in zip(parts, (3, 3, 3, 6, 1, 11), strict=True):
         assert sorted([*first, *second], key=lambda i: i.path) == sorted(items(colours), key=lambda i: i.path)
         assert all(sum(i.label == name for i in second) == each for name in ("red", "green", "blue"))
     assert set(parts[0][1]) <= set(parts[3][1]), "a larger part holds the smaller one"
     default = tl.split(items(colours))
-    assert default == tl.split(items(colours), 0.2, 42) and default != tl.split(items(colours), 0.2, 43)
+    assert default == tl.split(items(colours), 0.2, seed=42) and default != tl.split(items(colours), 0.2, seed=43)
 
 
 def test_a_class_of_one_cannot_be_split(tmp_path: Path) -> None:
     for name, count in (("a", 2), ("b", 1)):
-        write_folder(np.random.default_rng(count).integers(0, 255, (count, 8, 8, 3), dtype=np.uint8), [0] * count, [name], tmp_path / f"{name}")
+        write_folder(np.random.default_rng(count).integers(0, 255, (count, 8, 8, 3), dtype=np.uint8), [0] * count, classes=[name], folder=tmp_path / f"{name}")
     both = [Item(path, path.parent.name) for path in sorted(tmp_path.rglob("*.png"))]
     assert [len(part) for part in tl.split([i for i in both if i.label == "a"])] == [1, 1]
     with pytest.raises(tl.DataError, match="class b has 1 distinct image"):
@@ -217,16 +217,16 @@ def test_classes_and_files_stand_in_natural_order(tmp_path: Path) -> None:
 def test_the_size_suits_pictures_and_network() -> None:
     natural, small = Preprocess(), Preprocess(size=64, least=8)
     settings = tl.Settings()
-    assert [pick_size(settings, side, natural) for side in (8, 110, 113, 128, 200, 500)] == [96, 96, 128, 128, 192, 224]
-    assert [pick_size(settings, side, small) for side in (8, 40, 47, 49, 500)] == [32, 32, 32, 64, 64]
-    assert pick_size(settings, 50, Preprocess(size=299, least=299)) == 299 and pick_size(tl.Settings(size=8), 50, small) == 8
+    assert [pick_size(settings, side, preprocess=natural) for side in (8, 110, 113, 128, 200, 500)] == [96, 96, 128, 128, 192, 224]
+    assert [pick_size(settings, side, preprocess=small) for side in (8, 40, 47, 49, 500)] == [32, 32, 32, 64, 64]
+    assert pick_size(settings, 50, preprocess=Preprocess(size=299, least=299)) == 299 and pick_size(tl.Settings(size=8), 50, preprocess=small) == 8
     with pytest.raises(tl.ModelError, match="at least 32 pixels"):
-        pick_size(tl.Settings(size=31), 50, natural)
-    assert pick_size(tl.Settings(size=32), 50, natural) == 32
+        pick_size(tl.Settings(size=31), 50, preprocess=natural)
+    assert pick_size(tl.Settings(size=32), 50, preprocess=natural) == 32
 
 
 def test_material_holds_each_picture_once_under_its_label(colours: Path) -> None:
-    material, report, classes = gather(colours, None, tl.read_settings(size=16), Preprocess(least=8))
+    material, report, classes = gather(colours, None, settings=tl.read_settings(size=16), preprocess=Preprocess(least=8))
     assert classes == ("blue", "green", "red") and len(material.labels) == 30 and len(material.valid_labels) == 6 and report.ok
     assert material.images.shape == (30, 19, 19, 3) and material.classes == 3 and material.size == 16
     strongest = lambda images: 2 - images.mean((1, 2)).argmax(1) # classes stand in the order blue, green, red
@@ -241,7 +241,7 @@ def test_material_holds_each_picture_once_under_its_label(colours: Path) -> None
 
 
 def test_material_of_another_kind_has_another_fingerprint(colours: Path) -> None:
-    material = gather(colours, None, tl.read_settings(size=16), Preprocess(least=8))[0]
+    material = gather(colours, None, settings=tl.read_settings(size=16), preprocess=Preprocess(least=8))[0]
     other = material.images.copy()
     other[3, 0, 0] ^= 1
     turned = material.labels.copy()
@@ -254,19 +254,19 @@ def test_material_of_another_kind_has_another_fingerprint(colours: Path) -> None
 
 
 def test_drawn_shapes_are_what_they_were() -> None:
-    images, labels = draw_shapes(("circle", "ring", "crescent", "cross"), 6, 24, seed=3)
+    images, labels = draw_shapes(("circle", "ring", "crescent", "cross"), 6, size=24, seed=3)
     assert images.shape == (24, 24, 24, 3) and images.dtype == np.uint8 and np.bincount(labels).tolist() == [6] * 4
     assert not np.array_equal(draw_shapes(("circle", "ring"), 3, seed=1)[0], draw_shapes(("circle", "ring"), 3, seed=2)[0])
-    everything = draw_shapes(tuple(SHAPES), 2, 32, seed=0)
-    assert hashlib.sha256(everything[1].tobytes()).hexdigest()[:16] == hashlib.sha256(draw_shapes(tuple(SHAPES), 2, 32, seed=0)[1].tobytes()).hexdigest()[:16]
+    everything = draw_shapes(tuple(SHAPES), 2, size=32, seed=0)
+    assert hashlib.sha256(everything[1].tobytes()).hexdigest()[:16] == hashlib.sha256(draw_shapes(tuple(SHAPES), 2, size=32, seed=0)[1].tobytes()).hexdigest()[:16]
 
 
 def test_knobs_of_drawn_shapes() -> None:
-    plain = draw_shapes(("circle", "square"), 20, 24, noise=0.0)[0].astype(int)
-    assert draw_shapes(("circle", "square"), 20, 24, noise=0.0, brightness=0.3)[0].mean() > plain.mean() + 30
-    assert draw_shapes(("circle", "square"), 20, 24, noise=0.0, contrast=0.5)[0].std() < 0.6 * plain.std()
-    assert np.abs(np.diff(draw_shapes(("circle", "square"), 20, 24, noise=0.2)[0].astype(int), axis=2)).mean() > 2 * np.abs(np.diff(plain, axis=2)).mean()
-    clean, noisy = (draw_shapes(("circle", "square"), 200, 8, label_noise=share)[1] for share in (0.0, 0.4))
+    plain = draw_shapes(("circle", "square"), 20, size=24, noise=0.0)[0].astype(int)
+    assert draw_shapes(("circle", "square"), 20, size=24, noise=0.0, brightness=0.3)[0].mean() > plain.mean() + 30
+    assert draw_shapes(("circle", "square"), 20, size=24, noise=0.0, contrast=0.5)[0].std() < 0.6 * plain.std()
+    assert np.abs(np.diff(draw_shapes(("circle", "square"), 20, size=24, noise=0.2)[0].astype(int), axis=2)).mean() > 2 * np.abs(np.diff(plain, axis=2)).mean()
+    clean, noisy = (draw_shapes(("circle", "square"), 200, size=8, label_noise=share)[1] for share in (0.0, 0.4))
     assert 0.12 < (clean != noisy).mean() < 0.28, "half of those drawn anew are right by chance"
     with pytest.raises(tl.DataError, match="unknown shapes"):
         draw_shapes(("circle", "potato"), 1)
@@ -274,7 +274,7 @@ def test_knobs_of_drawn_shapes() -> None:
 
 def test_arrays_and_labels_of_other_lengths_are_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shorter|longer"):
-        write_folder(np.zeros((3, 8, 8), np.uint8), [0, 0], ["a"], tmp_path / "p")
+        write_folder(np.zeros((3, 8, 8), np.uint8), [0, 0], classes=["a"], folder=tmp_path / "p")
     assert list(tmp_path.iterdir()) == []
     first = shapes(tmp_path / "p", ("circle", "square"), per_class=2, size=8)
     assert first == tmp_path / "p" and len(list(first.rglob("*.png"))) == 4 and shapes(first, ("ring",)) == first, "what is there stays"
@@ -334,7 +334,7 @@ def test_fewer_than_two_classes_after_leaving_out(colours: Path) -> None:
         for file in (colours / name).iterdir():
             file.write_bytes(b"no image")
     with pytest.raises(tl.DataError, match="fewer than two classes"):
-        gather(colours, None, tl.read_settings(size=16, on_bad="skip"), Preprocess(least=8))
+        gather(colours, None, settings=tl.read_settings(size=16, on_bad="skip"), preprocess=Preprocess(least=8))
 
 
 def test_classes_keep_their_order_beside_a_validation_folder(colours: Path, tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_classes_keep_their_order_beside_a_validation_folder(colours: Path, tmp_
             shutil.copytree(colours / colour, tmp_path / place / name)
             for number, file in enumerate(sorted((tmp_path / place / name).iterdir())):
                 (file.unlink if (number < 6) == (place == "one") else file.touch)()
-    material, _, classes = gather(tmp_path / "one", tmp_path / "two", tl.read_settings(size=16), Preprocess(least=8))
+    material, _, classes = gather(tmp_path / "one", tmp_path / "two", settings=tl.read_settings(size=16), preprocess=Preprocess(least=8))
     assert classes == ("2", "10") and len(material.labels) == len(material.valid_labels) == 12
 
 

@@ -50,9 +50,9 @@ def test_temperature_reaches_predict(colours: Path, temperature: float) -> None:
 def test_temperature_reaches_evaluate(colours: Path, temperature: float) -> None:
     found = classifier(temperature).evaluate(colours)
     labels = np.repeat(np.arange(3), 12)
-    right = evaluation(expected(colours, temperature), labels, CLASSES)
+    right = evaluation(expected(colours, temperature), labels, classes=CLASSES)
     assert found.loss == pytest.approx(right.loss) and found.ece == pytest.approx(right.ece) and found.accuracy == right.accuracy == 1
-    assert abs(found.loss - evaluation(expected(colours, 2.0), labels, CLASSES).loss) > 0.01
+    assert abs(found.loss - evaluation(expected(colours, 2.0), labels, classes=CLASSES).loss) > 0.01
 
 
 def test_everything_about_a_classifier_survives_its_file(tmp_path: Path) -> None:
@@ -102,11 +102,11 @@ def test_explain_points_at_the_evidence() -> None:
 
 def test_grad_cam_weighs_maps_by_their_mean_gradient() -> None:
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    heat = grad_cam(network(), images, 0) # class 0 is blue, the third colour
+    heat = grad_cam(network(), images, target=0) # class 0 is blue, the third colour
     assert torch.allclose(heat, images[:, 2] / images[:, 2].amax((1, 2), keepdim=True), atol=1e-5)
     own = grad_cam(network(), images)
     best = network()(images).argmax(1)
-    assert all(torch.allclose(own[k], grad_cam(network(), images[k:k + 1], int(best[k]))[0], atol=1e-5) for k in range(2))
+    assert all(torch.allclose(own[k], grad_cam(network(), images[k:k + 1], target=int(best[k]))[0], atol=1e-5) for k in range(2))
     assert not any(part._forward_hooks for part in network().modules())
 
 
@@ -144,7 +144,7 @@ def test_the_temperature_is_found_again() -> None:
 
 def test_an_evaluation_worked_out_by_hand() -> None:
     probabilities = np.array([[0.7, 0.2, 0.1], [0.4, 0.5, 0.1], [0.1, 0.8, 0.1], [0.2, 0.6, 0.2]])
-    found = evaluation(probabilities, [0, 0, 1, 1], ("a", "b", "c"))
+    found = evaluation(probabilities, [0, 0, 1, 1], classes=("a", "b", "c"))
     assert found.confusion.tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 0]] and found.accuracy == 0.75 and found.total == 4
     assert found.per_class["a"] == pytest.approx({"precision": 1, "recall": 0.5, "f1": 2 / 3, "support": 2, "auc": 1})
     assert found.per_class["b"] == pytest.approx({"precision": 2 / 3, "recall": 1, "f1": 0.8, "support": 2, "auc": 1})
@@ -160,7 +160,7 @@ def test_an_evaluation_worked_out_by_hand() -> None:
 def test_the_newest_whole_state_is_restored(tmp_path: Path) -> None:
     assert restore(tmp_path / "none") is None
     for number in range(3):
-        store(tmp_path / "run", {"a": torch.full((2,), float(number))}, {"number": number})
+        store(tmp_path / "run", {"a": torch.full((2,), float(number))}, metadata={"number": number})
     assert restore(tmp_path / "run")[1] == {"number": 2} and restore(tmp_path / "run")[0]["a"].tolist() == [2, 2]
     (tmp_path / "run" / "state.safetensors").write_bytes(b"cut off")
     assert restore(tmp_path / "run")[1] == {"number": 1}
@@ -173,7 +173,7 @@ def test_a_file_has_the_rights_that_the_user_gives_to_new_files(tmp_path: Path) 
     for mask in (0o000, 0o027):
         before = os.umask(mask)
         try:
-            write_file(tmp_path / "m.safetensors", {"a": torch.ones(2)}, {})
+            write_file(tmp_path / "m.safetensors", {"a": torch.ones(2)}, metadata={})
             (tmp_path / "plain").write_text("x")
         finally:
             os.umask(before)
@@ -191,7 +191,7 @@ BAD = {"classes": [["a", "a", "b"], [1, 2, 3], []], "size": [7, 4097, "x"], "tem
 def test_a_description_that_makes_no_sense_is_refused(name: str, tmp_path: Path) -> None:
     tensors, found = read_file(tl.fine_tune(colours_of(tmp_path), arch="small_cnn", epochs=0, size=8, progress=False).save(tmp_path / "m.safetensors"))
     for value in BAD[name]:
-        write_file(tmp_path / "bad.safetensors", tensors, found | {name: value})
+        write_file(tmp_path / "bad.safetensors", tensors, metadata=found | {name: value})
         with pytest.raises(tl.ModelError, match=r"bad\.safetensors: .*; (save it again|update)"):
             tl.load(tmp_path / "bad.safetensors")
 
@@ -207,12 +207,12 @@ def colours_of(place: Path) -> Path:
 def test_what_cannot_be_judged_is_refused() -> None:
     for probabilities, labels in ((np.zeros((0, 3)), []), (np.eye(3), [0, 1]), (np.eye(3)[:, :2], [0, 1, 1])):
         with pytest.raises(ValueError, match="one row for each label"):
-            evaluation(probabilities, labels, ("a", "b", "c"))
+            evaluation(probabilities, labels, classes=("a", "b", "c"))
     for labels in ([0, 1, 3], [0, -1, 2]):
         with pytest.raises(ValueError, match="number them from 0"):
-            evaluation(np.eye(3), labels, ("a", "b", "c"))
+            evaluation(np.eye(3), labels, classes=("a", "b", "c"))
     with pytest.raises(ValueError, match="NaN or infinity"):
-        evaluation(np.full((1, 3), np.nan), [0], ("a", "b", "c"))
+        evaluation(np.full((1, 3), np.nan), [0], classes=("a", "b", "c"))
 
 
 def test_predictions_are_a_table() -> None:
@@ -224,9 +224,9 @@ def test_grad_cam_looks_with_finished_statistics_and_changes_none() -> None:
     learner = network()
     learner.body.append(nn.BatchNorm2d(3))
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    expected = grad_cam(learner.eval(), images, 0)
+    expected = grad_cam(learner.eval(), images, target=0)
     before = {name: value.clone() for name, value in learner.state_dict().items()}
-    assert torch.equal(grad_cam(learner.train(), images, 0), expected)
+    assert torch.equal(grad_cam(learner.train(), images, target=0), expected)
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
 
 

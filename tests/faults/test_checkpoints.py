@@ -22,13 +22,13 @@ from tl_tutorial.classifier import Classifier
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    clf = Classifier(tl.create("small_cnn", 2, "none").eval(), ("cat", "dog"), 32, tl.Settings(arch="small_cnn", weights="none"))
+    clf = Classifier(tl.create("small_cnn", 2, weights="none").eval(), ("cat", "dog"), 32, tl.Settings(arch="small_cnn", weights="none"))
     return clf.save(tmp_path / "m.safetensors")
 
 
 def changed(file: Path, **entries: object) -> Path:
     tensors, metadata = read_file(file)
-    write_file(file, tensors, {**metadata, **entries})
+    write_file(file, tensors, metadata={**metadata, **entries})
     return file
 
 
@@ -77,11 +77,11 @@ def test_killed_in_a_save(point: str, tmp_path: Path) -> None:
     "kill -9 of a process that really saves; afterwards the newest whole state loads, and the next save works."
     arm, expected = POINTS[point]
     for step in (1, 2):
-        store(tmp_path / "run", {"w": torch.full((50_000,), float(step))}, {"step": step})
+        store(tmp_path / "run", {"w": torch.full((50_000,), float(step))}, metadata={"step": step})
     child = os.fork()
     if child == 0:
         arm()
-        store(tmp_path / "run", {"w": torch.full((50_000,), 3.0)}, {"step": 3})
+        store(tmp_path / "run", {"w": torch.full((50_000,), 3.0)}, metadata={"step": 3})
         os._exit(7) # not reached
     for _ in range(200):
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -95,7 +95,7 @@ def test_killed_in_a_save(point: str, tmp_path: Path) -> None:
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     tensors, metadata = restore(tmp_path / "run")
     assert metadata["step"] == expected and tensors["w"].unique().tolist() == [expected]
-    store(tmp_path / "run", {"w": torch.full((10,), 4.0)}, {"step": 4})
+    store(tmp_path / "run", {"w": torch.full((10,), 4.0)}, metadata={"step": 4})
     assert restore(tmp_path / "run")[1]["step"] == 4
 
 
@@ -154,7 +154,7 @@ def test_read_only_folder(fault: str, file: Path, tmp_path: Path) -> None:
     with unprivileged():
         refused_and_kept(clf, place / "m.safetensors", "Permission denied")
         with pytest.raises(tl.TrainingError, match="locked"):
-            store(place / "run", {}, {})
+            store(place / "run", {}, metadata={})
     place.chmod(0o755)
 
 
@@ -197,7 +197,7 @@ def test_damaged_files_are_refused_by_name(name: str, file: Path, tmp_path: Path
         tl.load(file)
     assert tree(tmp_path) == seen
     for step in (1, 2):
-        store(tmp_path / "run", {"w": torch.full((5000,), float(step))}, {"step": step})
+        store(tmp_path / "run", {"w": torch.full((5000,), float(step))}, metadata={"step": step})
     state = tmp_path / "run" / "state.safetensors"
     whole = state.read_bytes()
     state.write_bytes(DAMAGE[name](whole))
@@ -228,7 +228,7 @@ def test_a_state_that_belongs_elsewhere(fault: str, tmp_path: Path) -> None:
         (root / "blue").rename(root / "zinnober")
     if "version" in fault:
         tensors, metadata = restore(run)
-        store(run, tensors, {**metadata, "key": "something else"})
+        store(run, tensors, metadata={**metadata, "key": "something else"})
         seen = tree(run)
     with pytest.raises(tl.ModelError, match="run.*other pictures or settings; use the same ones, or another checkpoint folder"):
         tl.fine_tune(root, epochs=1, checkpoint=run, resume=True, **other)
@@ -267,7 +267,7 @@ WEIGHTS: dict[str, Callable[[dict], dict]] = {
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_that_do_not_fit(name: str, file: Path) -> None:
     tensors, metadata = read_file(file)
-    write_file(file, WEIGHTS[name](tensors), metadata)
+    write_file(file, WEIGHTS[name](tensors), metadata=metadata)
     with pytest.raises(tl.ModelError, match=r"m\.safetensors.*(head\.weight|extra).*save it again" if "E20" not in name else "NaN or infinity; train again"):
         tl.load(file)
 
@@ -283,7 +283,7 @@ def test_other_safetensors_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("crash", ["state cut off", "new state cut off"])
 def test_the_newest_whole_state_wins(crash: str, tmp_path: Path) -> None:
     for step in (1, 2):
-        store(tmp_path / "run", {"w": torch.tensor([float(step)])}, {"step": step})
+        store(tmp_path / "run", {"w": torch.tensor([float(step)])}, metadata={"step": step})
     state, new = tmp_path / "run/state.safetensors", tmp_path / "run/state.new.safetensors"
     if crash == "state cut off":
         state.write_bytes(state.read_bytes()[:-3])

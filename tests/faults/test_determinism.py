@@ -71,7 +71,7 @@ def ended(folder: Path, stops: list[int], batch: int, optimizer: str, seed: int)
         torch.manual_seed(seed)
         network = tl.create(tiny(), 2, seed=seed)
         train = Batches(IMAGES[:10], LABELS[:10], 8, batch, seed, Augmentation())
-        tl.fit(network, train, Batches(IMAGES[10:], LABELS[10:], 8, 4), tl.Settings(optimizer=optimizer, seed=seed, patience=99), 3, 1e-2,
+        tl.fit(network, train, valid=Batches(IMAGES[10:], LABELS[10:], 8, 4), settings=tl.Settings(optimizer=optimizer, seed=seed, patience=99), epochs=3, lr=1e-2,
                folder=folder, resume=True, stop=stop)
     return network.state_dict()
 

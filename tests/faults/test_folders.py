@@ -194,7 +194,7 @@ def test_sound_splits(parts: Path) -> None:
 def test_validation_that_lacks_a_class_keeps_the_order(fault: str, parts: Path) -> None:
     shutil.rmtree(parts / "valid" / "cat")
     assert "cat" in found(parts, "missing class").why and tl.check(parts).ok
-    material, _, classes = gather(parts, None, tl.Settings(arch="small_cnn"), tl.create("small_cnn", 2).preprocess)
+    material, _, classes = gather(parts, None, settings=tl.Settings(arch="small_cnn"), preprocess=tl.create("small_cnn", 2).preprocess)
     assert classes == ("cat", "dog") and set(material.valid_labels) == {1}
 
 
@@ -212,7 +212,7 @@ def test_classes_in_another_order(fault: str, tmp_path: Path) -> None:
     labelled(tmp_path / "train", ("ape", "cat", "dog"))
     for number, name in enumerate(("dog", "cat")):
         picture(tmp_path / "aside" / name / "1.png", 70 + number)
-    material, _, classes = gather(tmp_path / "train", tmp_path / "aside", tl.Settings(arch="small_cnn"), tl.create("small_cnn", 2).preprocess)
+    material, _, classes = gather(tmp_path / "train", tmp_path / "aside", settings=tl.Settings(arch="small_cnn"), preprocess=tl.create("small_cnn", 2).preprocess)
     assert classes == ("ape", "cat", "dog") and material.valid_labels.tolist() == [1, 2]
     assert (material.valid_images[0] != material.valid_images[1]).any()
 
@@ -257,7 +257,7 @@ def test_a_leak_is_refused_unless_told(fault: str, parts: Path, tmp_path: Path) 
 def test_two_labels(fault: str, parts: Path) -> None:
     shutil.copy(parts / "train/cat/1.png", parts / "train/dog/wrong.png")
     assert "of another class" in found(parts, "two labels").why and "wrong.png" in refused(parts, "another class")
-    material, _, _ = gather(parts, None, tl.Settings(arch="small_cnn", on_bad="skip"), tl.create("small_cnn", 2).preprocess)
+    material, _, _ = gather(parts, None, settings=tl.Settings(arch="small_cnn", on_bad="skip"), preprocess=tl.create("small_cnn", 2).preprocess)
     assert len(material.labels) == 7 and not any("wrong.png" in name or "train/cat/1.png" in name for name in material.names)
 
 

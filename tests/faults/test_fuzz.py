@@ -58,7 +58,7 @@ def test_any_bytes_are_a_picture_or_a_named_problem(base: bytes, edits: list, si
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    clf = Classifier(tl.create("small_cnn", 2, "none").eval(), ("cat", "dog"), 32, tl.Settings(arch="small_cnn", weights="none"))
+    clf = Classifier(tl.create("small_cnn", 2, weights="none").eval(), ("cat", "dog"), 32, tl.Settings(arch="small_cnn", weights="none"))
     return clf.save(tmp_path_factory.mktemp("saved") / "m.safetensors").read_bytes()
 
 
@@ -106,7 +106,7 @@ def test_any_description_loads_or_is_a_named_error(saved: bytes, entries: dict) 
         file = Path(folder) / "x.safetensors"
         file.write_bytes(saved)
         tensors, metadata = read_file(file)
-        write_file(file, tensors, {**metadata, **entries})
+        write_file(file, tensors, metadata={**metadata, **entries})
         try:
             clf = tl.load(file)
             assert repr(clf) and len(clf.classes) == 2

@@ -102,7 +102,7 @@ def test_nan_is_never_best(fault: str, root: Path) -> None:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 255, (24, 16, 16, 3), dtype=np.uint8), np.arange(24) % 3
     network = create(Never(), 3)
-    outcome = fit(network, Batches(images, labels, 16, 8), Batches(images, labels, 16, 24), tl.Settings(), 2, 1e-3)
+    outcome = fit(network, Batches(images, labels, 16, 8), valid=Batches(images, labels, 16, 24), settings=tl.Settings(), epochs=2, lr=1e-3)
     assert outcome.best_epoch == 0 and len(outcome.history) == 3
 
 
@@ -132,9 +132,9 @@ def test_labels_that_are_no_class(label: int) -> None:
     for train, valid in ((Batches(images, wrong, 16, 8, names=[f"{n}.png" for n in range(24)]), None),
                          (good, Batches(images, wrong, 16, 8, names=[f"{n}.png" for n in range(24)]))):
         with pytest.raises(tl.DataError, match=rf"7\.png: its label {label} is no class number; give labels from 0 to 2"):
-            tl.fit(network, train, valid, tl.Settings(), 1, 1e-3)
+            tl.fit(network, train, valid=valid, settings=tl.Settings(), epochs=1, lr=1e-3)
     with pytest.raises(ValueError, match="3 classes"):
-        tl.evaluation(np.full((24, 3), 1 / 3), wrong, ("a", "b", "c"))
+        tl.evaluation(np.full((24, 3), 1 / 3), wrong, classes=("a", "b", "c"))
 
 
 @pytest.mark.parametrize("arch", ["small_cnn", "efficientnet_lite0"])

@@ -101,7 +101,7 @@ def test_hostile_pickles_run_nothing(name: str, tmp_path: Path) -> None:
     os.chdir(tmp_path / "in")
     for suffix in ("pth", "pt", "safetensors"):
         Path(f"evil.{suffix}").write_bytes(PICKLES[name]())
-    tl.create("squeezenet1_1", 2, "none") # imports what is needed
+    tl.create("squeezenet1_1", 2, weights="none") # imports what is needed
     before = tree(tmp_path)
     with cheap(3, 100):
         for suffix in ("pth", "pt", "safetensors"):
@@ -135,7 +135,7 @@ def test_sound_weights_of_the_same_kind_are_read(tmp_path: Path) -> None:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    clf = Classifier(tl.create("small_cnn", 2, "none").eval(), ("cat", "dog"), 32, tl.Settings(arch="small_cnn", weights="none"))
+    clf = Classifier(tl.create("small_cnn", 2, weights="none").eval(), ("cat", "dog"), 32, tl.Settings(arch="small_cnn", weights="none"))
     return clf.save(tmp_path / "m.safetensors")
 
 
@@ -182,7 +182,7 @@ def test_paths_in_a_description_lead_nowhere(fault: str, file: Path, tmp_path: P
         metadata["settings"] |= {"weights": "/etc/passwd", "device": "cpu"}
     else:
         metadata["classes"] = [str(outside), "../../outside"]
-    write_file(file, tensors, metadata)
+    write_file(file, tensors, metadata=metadata)
     if "name" in fault:
         with pytest.raises(tl.ModelError, match=r"arch = \.\./\.\./etc/passwd: a path, not the name of a network"):
             tl.load(file)
@@ -328,5 +328,5 @@ def test_nothing_is_fetched_unless_asked(fault: str, tmp_path: Path, monkeypatch
 
 
 def test_formulas_in_names_are_drawn_as_text() -> None:
-    drawn = Classifier(tl.create("small_cnn", 2, "none").eval(), ("$\\bad$", "a$b"), 32, tl.Settings(arch="small_cnn")).explain(np.zeros((32, 32, 3), np.uint8))
+    drawn = Classifier(tl.create("small_cnn", 2, weights="none").eval(), ("$\\bad$", "a$b"), 32, tl.Settings(arch="small_cnn")).explain(np.zeros((32, 32, 3), np.uint8))
     assert Image.open(io.BytesIO(drawn._repr_png_())).size[0] > 100
