@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.options["skip"] = True
     if "varies" in marks:
         item.options["check"] = False
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    "Say in words what was not tested, and why; what a notebook marks as not to be run is no news."
+    found = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+                    if report.nodeid.startswith("tests/") and isinstance(report.longrepr, tuple))
+    for reason, times in found.items():
+        terminalreporter.write_line(f"skipped{f' ({times} tests)' if times > 1 else ''}: {reason}")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,9 +2,11 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tl_tutorial.datasets import clipart
@@ -25,6 +27,18 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
     out = tmp_path_factory.mktemp("site") / "out"
     return out, site.build(out)
+
+
+@pytest.fixture
+def quick_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    "PyTorch's exporter, which takes seconds, gives a graph that does nothing: for tests of where the file goes, not of what it computes."
+    helper = pytest.importorskip("onnx").helper
+    ends = [helper.make_tensor_value_info(name, 1, [None]) for name in ("images", "probabilities")]
+
+    def export(*_: object, **__: object) -> SimpleNamespace:
+        graph = helper.make_graph([helper.make_node("Identity", ["images"], ["probabilities"])], "nothing", ends[:1], ends[1:])
+        return SimpleNamespace(model_proto=helper.make_model(graph))
+    monkeypatch.setattr(torch.onnx, "export", export)
 
 
 @pytest.fixture

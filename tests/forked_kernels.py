@@ -59,7 +59,7 @@ def serve(address: str) -> None:
         listening.settimeout(5)
         owner = int(Path(address).parent.name.split("-")[1])
         while os.path.exists(address) and os.path.exists(f"/proc/{owner}"): # the folder goes when the tests have ended, if they were not killed
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(OSError): # nobody asked for a while; or who asked was killed, and others are still to be answered
                 answer(listening)
 
 
@@ -67,10 +67,15 @@ def answer(listening: socket.socket) -> None:
     "Fork one kernel, and tell its number once it has a session of its own, so that a signal to it reaches nobody else."
     connection, _ = listening.accept()
     with connection:
-        connection.settimeout(None)
+        connection.settimeout(60) # who asks sends all of it at once, or was killed
         text, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
-        while not text.endswith(b"\n"):
-            text += connection.recv(1 << 16)
+        while not text.endswith(b"\n") and (more := connection.recv(1 << 16)):
+            text += more
+        if not text.endswith(b"\n"):
+            for stream in streams:
+                os.close(stream)
+            return
+        connection.settimeout(None)
         asked = json.loads(text)
         hears, says = os.pipe()
         pid = os.fork()
@@ -79,10 +84,13 @@ def answer(listening: socket.socket) -> None:
             os.write(says, b".")
             listening.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            if streams:
-                python_in_fork(**asked, connection=connection, streams=streams)
-            else:
-                (kernel if "arguments" in asked else command)(**asked)
+            try:
+                if streams:
+                    python_in_fork(**asked, connection=connection, streams=streams)
+                else:
+                    (kernel if "arguments" in asked else command)(**asked)
+            finally:
+                os._exit(70)
         for stream in streams:
             os.close(stream)
         os.close(says)

@@ -62,7 +62,8 @@ class Seconds:
     "A plugin of pytest: every worker measures, the process that they report to adds up."
 
     def __init__(self, config: pytest.Config) -> None:
-        self.here, self.there = used(os.getpid()), dict[int, float]()
+        self.me = os.getpid() # noted once: a test may have put something else in its place
+        self.here, self.there = used(self.me), dict[int, float]()
         self.spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self.cells: dict[str, list[float]] = {}
         self.kept = config.getoption("keep_seconds")
@@ -71,10 +72,10 @@ class Seconds:
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, Any]:
         "Note the core seconds since the report before this one."
         report = yield
-        here, commands = used(os.getpid()), forks()
+        here, commands = used(self.me), forks()
         report.core_seconds = max(here - self.here, 0.0) + commands # less than before: somebody's child was waited for by nobody
         self.here, pid = here, kernel(item)
-        if pid is not None and pid not in living(os.getpid()): # a plain kernel is a child, and counted
+        if pid is not None and pid not in living(self.me): # a plain kernel is a child, and counted
             before = self.there.get(pid, 0.0)
             self.there[pid] = max(used(pid), before) # it has ended when the last cell's report is made
             report.core_seconds += self.there[pid] - before

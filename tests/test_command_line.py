@@ -260,7 +260,7 @@ def test_the_device_in_settings_ini_reaches_predict(root: Path, model: str, caps
     assert cli.main(["predict", model, "photos", "--device", "auto"]) == 0 # the remedy
 
 
-def test_a_tilde_is_the_home_folder(root: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_the_home_folder(root: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_onnx: None) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "w").mkdir()
     os.chdir(tmp_path / "w")
@@ -289,7 +289,7 @@ def test_a_working_folder_that_was_deleted_is_one_sentence(root: Path, model: st
         os.chdir(tmp_path)
 
 
-def test_the_wrong_file_as_model_is_called_what_it_is(root: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_wrong_file_as_model_is_called_what_it_is(root: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture, quick_onnx: None) -> None:
     (tmp_path / "ck").mkdir()
     tensors, described = read_file(model)
     write_file("ck/state.safetensors", {"sums": tensors["head.weight"]}, metadata={"key": "k", "step": 3, "epoch": 1, "history": []})

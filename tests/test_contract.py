@@ -67,14 +67,18 @@ def test_onnx_agrees_within_1e_4(classifier: "tl.Classifier", tmp_path: Path) ->
 
 
 def test_onnx_of_the_embedded_network(tmp_path: Path) -> None:
+    "The first block of each stage, and one that repeats it: the exporter needs twice the time for the others, which are alike."
     onnxruntime = pytest.importorskip("onnxruntime")
     from tl_tutorial.classifier import Classifier
 
-    clf = Classifier(tl.create("efficientnet_lite0", 3).eval(), ("a", "b", "c"), 96, tl.Settings())
+    network = tl.create("efficientnet_lite0", 3).eval()
+    network.body.blocks = torch.nn.Sequential(*(network.body.blocks[number] for number in (0, 1, 2, 3, 5, 8, 11, 15)))
+    clf = Classifier(network, ("a", "b", "c"), 96, tl.Settings())
     session = onnxruntime.InferenceSession(str(clf.export_onnx(tmp_path / "m.onnx")))
     images = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert np.abs(session.run(None, {"images": images.numpy()})[0] - clf.network(images).softmax(1).numpy()).max() < 1e-4
+        ours = clf.network(images).softmax(1).numpy()
+    assert np.abs(session.run(None, {"images": images.numpy()})[0] - ours).max() < 1e-4 and np.ptp(ours) > 0.05
 
 
 def test_explain_and_forms(classifier: "tl.Classifier", colours: Path) -> None:

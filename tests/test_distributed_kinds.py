@@ -69,8 +69,7 @@ def run(place: Path, program: str, processes: int) -> dict[str, list[dict]]:
 
 
 CASES = """
-for seed in (1, 2):
-    train(f"scratch {seed}", seed=seed, patience=1, epochs=6)
+train("scratch", seed=world - 1, patience=1, epochs=6)
 train("deep scratch", arch="efficientnet_lite0", seed=5, epochs=1)
 
 train("a batch too small", arch="efficientnet_lite0", epochs=1, batch_size=world)
@@ -104,14 +103,14 @@ train("another seed", seed=7 + rank)
 train("a folder that one cannot find", **({"valid": "gone"} if rank else {}))
 predict = training.predict_logits
 training.predict_logits = lambda *a: predict(*a) + rank * torch.randn(1)
-train("judgements that differ", patience=1, epochs=5)
+train("judgements that differ", patience=1, epochs=4)
 training.predict_logits = predict
 stop = iter(range(100))
 train("one asked to stop", stop=lambda: rank == world - 1 and next(stop) == 3)
 train("kept", checkpoint="run", epochs=1)
 train("kept again", checkpoint="run", epochs=1)
 train("more epochs", checkpoint="run", resume=True, epochs=2)
-train("pretrained", arch="efficientnet_lite0", weights="default", size=64, epochs=1, batch_size=32)
+train("pretrained", arch="efficientnet_lite0", weights="default", size=32, epochs=1, batch_size=32)
 """
 
 
@@ -122,7 +121,7 @@ def cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return found
 
 
-@pytest.mark.parametrize("name", ["scratch 1", "scratch 2", "deep scratch", "memory short once", "judgements that differ", "one asked to stop", "kept", "more epochs", "pretrained"])
+@pytest.mark.parametrize("name", ["scratch", "deep scratch", "memory short once", "judgements that differ", "one asked to stop", "kept", "more epochs", "pretrained"])
 def test_all_do_the_same(cases: dict[str, list[dict]], name: str) -> None:
     "Equal weights, equal judgements, an equal number of steps, in every process."
     first, *others = cases[name]
@@ -132,7 +131,7 @@ def test_all_do_the_same(cases: dict[str, list[dict]], name: str) -> None:
 
 
 def test_the_processes_learn_from_different_pictures(cases: dict[str, list[dict]]) -> None:
-    assert len({each["loss"][0] for each in cases["scratch 1"]}) > 1
+    assert len({each["loss"][0] for each in cases["scratch"]}) > 1
 
 
 def test_short_memory_in_one_changes_nothing_but_rounding(cases: dict[str, list[dict]]) -> None:

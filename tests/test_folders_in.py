@@ -352,9 +352,9 @@ def made_report(count: int, problems: int = 0) -> Report:
 
 
 def test_reports_of_many_classes_stay_short() -> None:
-    report = made_report(1500, 3000)
-    assert len(repr(report).splitlines()) < 50 and "1,470 more classes with 2 to 2 images each" in repr(report) and "1,497 more of [dark]" in repr(report)
-    assert len(report._repr_html_()) < 10_000 and "1,470 more" in report._repr_html_() and len(report.as_dict()["counts"]) == 1500
+    report = made_report(300, 600)
+    assert len(repr(report).splitlines()) < 50 and "270 more classes with 2 to 2 images each" in repr(report) and "297 more of [dark]" in repr(report)
+    assert len(report._repr_html_()) < 10_000 and "270 more" in report._repr_html_() and len(report.as_dict()["counts"]) == 300
     assert len(repr(made_report(40)).splitlines()) == 42 and len(made_report(1)._repr_html_()) < 1000
     long = Folder(Path("p"), ("x" * 200,), ())
     assert max(map(len, repr(Report(long, {"": {}}, {}, (9, 9, 9), ())).splitlines())) < 100

@@ -1,4 +1,7 @@
-"""The real JupyterLab, driven by a headless Chromium: two chapters run from top to bottom, and "Interrupt Kernel" keeps the work."""
+"""The real JupyterLab, driven by a headless Chromium: two chapters run from top to bottom, and "Interrupt Kernel" keeps the work.
+
+One server, and one page that is loaded once: the notebooks are opened in it one after the other, by its menus.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forked_kernels import python
 
 pytest.importorskip("jupyterlab", reason="JupyterLab is not installed: pip install 'tl-tutorial[dev]'")
 api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install 'tl-tutorial[dev]'")
@@ -25,6 +29,15 @@ if not CHROMIUM:
 NBS = Path(__file__).parents[1] / "nbs"
 CHAPTERS = ("ideas/01_convolution.ipynb", "module/08_batches.ipynb")
 TOKEN = "only-for-this-test"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"] # other hosts are not waited for
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+# The notebook in front: is it this one, with a kernel that waits; and has every code cell of it run, or one failed?
+OPEN = """name => { const front = jupyterapp.shell.currentWidget;
+  return front?.context?.path === name && front.sessionContext.session?.kernel?.status === "idle"; }"""
+RAN = """() => { const front = jupyterapp.shell.currentWidget, code = front.content.widgets.filter(cell => cell.model.type === "code");
+  const failed = cell => [...Array(cell.model.outputs.length).keys()].some(number => cell.model.outputs.get(number).type === "error");
+  return front.sessionContext.session.kernel.status === "idle" && (code.some(failed) || code.every(cell => cell.model.executionCount)); }"""
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +47,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     for name in CHAPTERS:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(NBS / name, folder / name)
+    (folder / "share/kernels/python3").mkdir(parents=True) # a kernel that is forked where that can be
+    (folder / "share/kernels/python3/kernel.json").write_text(json.dumps(KERNEL | {"argv": [python(), "-m", "ipykernel_launcher", "-f", "{connection_file}"]}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     home = {"HOME": str(folder), "JUPYTER_CONFIG_DIR": str(folder / ".config"), "JUPYTER_RUNTIME_DIR": str(folder / ".run"),
-            "IPYTHONDIR": str(folder / ".ipython"), "OMP_NUM_THREADS": "1"}
+            "IPYTHONDIR": str(folder / ".ipython"), "OMP_NUM_THREADS": "1", "JUPYTER_PATH": str(folder / "share")}
     options = ["--no-browser", "--allow-root", f"--ServerApp.port={port}", "--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={TOKEN}",
-               f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+               f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], stdout=log, stderr=log, env=os.environ | home)
         try:
@@ -52,11 +67,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[api.Browser]:
+def page(lab: tuple[str, Path]) -> Iterator[api.Page]:
+    "JupyterLab in a browser, loaded once."
     with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        opened = browser.new_page(viewport={"width": 1400, "height": 1000})
+        opened.goto(f"{lab[0]}/lab?token={TOKEN}&reset", wait_until="load")
+        opened.get_by_role("menuitem", name="File", exact=True).wait_for(timeout=120_000)
         yield opened
-        opened.close()
+        browser.close()
 
 
 def wait_for(address: str, log: Path) -> None:
@@ -71,26 +90,26 @@ def wait_for(address: str, log: Path) -> None:
     raise AssertionError(f"JupyterLab did not start: {log.read_text()[-2000:]}")
 
 
-def run_all(page: api.Page, address: str, name: str, path: Path) -> list[dict]:
-    "Open a chapter, choose Run > Run All Cells, and save it again and again until every cell has run; its saved cells."
-    page.goto(f"{address}/lab/tree/{name}?token={TOKEN}&reset", wait_until="load")
-    page.get_by_text("Python 3 (ipykernel) | Idle", exact=True).wait_for(timeout=120_000)
+def open_and_run_all(page: api.Page, name: str) -> None:
+    "Open a notebook by its path, wait for its kernel, and choose Run > Run All Cells."
+    choose(page, "File", "Open from Path")
+    page.locator(".jp-Dialog input").fill(name)
+    page.locator(".jp-Dialog button.jp-mod-accept").click()
+    page.wait_for_function(OPEN, arg=name, polling=200, timeout=120_000)
     choose(page, "Run", "Run All Cells")
-    saved_when_run(page, path)
-    return saved(path)
 
 
 def saved_when_run(page: api.Page, path: Path) -> list[dict]:
-    "Save the notebook again and again until every code cell has run or one has failed; its code cells."
-    # The kernel is shown as idle between two cells too, so only the saved file tells that all of them have run.
-    for _ in range(240):
-        page.wait_for_timeout(1_000)
-        choose(page, "File", "Save Notebook")
-        code = [cell for cell in saved(path) if cell["cell_type"] == "code"]
-        failed = any(output["output_type"] == "error" for cell in code for output in cell["outputs"])
-        if failed or all(cell["execution_count"] for cell in code):
+    "Wait until every code cell has run or one has failed, and save the notebook; its code cells, as the file has them."
+    # The kernel is shown as idle between two cells too, so the cells are asked.
+    page.wait_for_function(RAN, polling=300, timeout=240_000)
+    before = path.stat().st_mtime_ns
+    choose(page, "File", "Save Notebook")
+    for _ in range(100):
+        if path.stat().st_mtime_ns > before:
             break
-    return code
+        page.wait_for_timeout(100)
+    return [cell for cell in saved(path) if cell["cell_type"] == "code"]
 
 
 def choose(page: api.Page, menu: str, entry: str) -> None:
@@ -101,13 +120,10 @@ def choose(page: api.Page, menu: str, entry: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_run_all(lab: tuple[str, Path], browser: api.Browser, name: str) -> None:
-    address, folder = lab
+def test_run_all(lab: tuple[str, Path], page: api.Page, name: str) -> None:
     before = json.loads((NBS / name).read_text())["cells"]
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    after = run_all(page, address, name, folder / name)
-    page.close()
-    code = [cell for cell in after if cell["cell_type"] == "code"]
+    open_and_run_all(page, name)
+    code = saved_when_run(page, lab[1] / name)
     assert len(code) == sum(cell["cell_type"] == "code" for cell in before)
     unrun = ["".join(cell["source"])[:60] for cell in code if not cell["execution_count"]]
     assert not unrun, f"cells that did not run: {unrun}"
@@ -126,7 +142,6 @@ def saved(path: Path) -> list[dict]:
     raise AssertionError(f"{path.name} is not a notebook any more")
 
 
-KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 LONG = """\
 from pathlib import Path
 import numpy as np
@@ -147,23 +162,19 @@ tl.load("kept.safetensors").predict("pictures/dark/0.png")[0].label
 """
 
 
-def test_interrupt_kernel_keeps_the_work(lab: tuple[str, Path], browser: api.Browser) -> None:
+def test_interrupt_kernel_keeps_the_work(lab: tuple[str, Path], page: api.Page) -> None:
     "The first Ctrl-C of a run, as a reader of the notebook sends it: the cell ends well, and the cells after it work."
-    address, folder = lab
+    folder = lab[1]
     cells = [{"cell_type": "code", "id": f"cell-{number}", "metadata": {}, "outputs": [], "execution_count": None, "source": source}
              for number, source in enumerate(LONG)]
     (folder / "long.ipynb").write_text(json.dumps({"cells": cells, "metadata": {"kernelspec": KERNEL}, "nbformat": 4, "nbformat_minor": 5}))
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.goto(f"{address}/lab/tree/long.ipynb?token={TOKEN}&reset", wait_until="load")
-    page.get_by_text("Python 3 (ipykernel) | Idle", exact=True).wait_for(timeout=120_000)
-    choose(page, "Run", "Run All Cells")
+    open_and_run_all(page, "long.ipynb")
     for _ in range(240):
-        page.wait_for_timeout(500)
+        page.wait_for_timeout(200)
         if (folder / "begun").exists():
             break
     choose(page, "Kernel", "Interrupt Kernel")
     code = saved_when_run(page, folder / "long.ipynb")
-    page.close()
     assert all(cell["execution_count"] for cell in code), "the kernel went on with the cells below"
     assert not [output for cell in code for output in cell["outputs"] if output["output_type"] == "error"]
     assert "".join(code[-1]["outputs"][-1]["data"]["text/plain"]) in ("'dark'", "'light'")

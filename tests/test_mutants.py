@@ -65,13 +65,13 @@ def test_nothing_is_changed_where_it_does_not_matter() -> None:
 def test_every_mistake_of_the_package_is_code_of_its_own() -> None:
     for path in sorted((mutate.ROOT / "tl_tutorial").glob("[!_]*.py")):
         source = path.read_text()
-        for mutant, changed in mutate.mutants(path.stem, source)[::7]:
+        for mutant, changed in mutate.mutants(path.stem, source)[::21]:
             assert changed != source and compile(changed, path.name, "exec"), mutant
             assert source.split("\n")[mutant.line - 1].strip() == mutant.source
 
 
 def test_the_choice_is_even_and_can_be_made_again() -> None:
-    rooms = {path.stem: path.read_text() for path in sorted((mutate.ROOT / "tl_tutorial").glob("[!_]*.py"))}
+    rooms = {path.stem: path.read_text() for path in sorted((mutate.ROOT / "tl_tutorial").glob("[!_]*.py"))[::4]}
     one, two, other, few = ([mutant.key for mutant, _ in mutate.chosen(rooms, count, seed)]
                             for count, seed in ((3 * len(rooms), 0), (3 * len(rooms), 0), (3 * len(rooms), 1), (5, 0)))
     assert one == two != other and one[:5] == few and len(set(one)) == 3 * len(rooms)

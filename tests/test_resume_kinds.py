@@ -192,13 +192,14 @@ def test_without_locks_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_lock_ends_with_its_process(colours: Path) -> None:
     code = ("import os, time; from pathlib import Path; from tl_tutorial.resuming import States\n"
-            "States(Path('run')).__enter__(); print('locked', flush=True); time.sleep(60)")
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert other.stdout and other.stdout.readline() == "locked\n"
+            "States(Path('run')).__enter__(); print(os.getpid(), flush=True); time.sleep(60)")
+    other = subprocess.Popen([python(), "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout
+    number = int(other.stdout.readline())
     with pytest.raises(tl.TrainingError, match="another run"):
         States(Path("run")).__enter__()
-    other.send_signal(signal.SIGKILL)
-    other.wait()
+    os.kill(number, signal.SIGKILL) # the process itself: nobody could pass this on to it
+    assert other.wait() == -signal.SIGKILL
     with States(Path("run")):
         pass
     assert not Path("run").exists() or not list(Path("run").iterdir())

@@ -1,6 +1,7 @@
 """Every page keeps to its budget of core seconds, states a run time that is true, and hides no more outputs than before."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,7 @@ def test_the_seconds_of_a_run_are_told_and_kept(tmp_path: Path) -> None:
     work = "import time\nwhile time.process_time() < 0.6: pass"
     (tmp_path / "test_x.py").write_text(f"import subprocess, sys\ndef test_one():\n    subprocess.run([sys.executable, '-c', {work!r}], check=True)\n")
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--keep-seconds", "kept.json", "test_x.py"],
-                          cwd=tmp_path, capture_output=True, text=True)
+                          cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
     kept = json.loads((tmp_path / "kept.json").read_text())
     assert done.returncode == 0 and 0.5 < kept["files"]["test_x.py"][1] < 5 and "test_x.py::test_one" in kept["tests"], done.stdout

@@ -85,7 +85,7 @@ def test_the_first_step(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "out of memory" in said and "smaller size" in said and "Traceback" not in said and not Path("m.safetensors").exists()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: what a real one does when its memory is short was not seen")
 @fault("I01 memory of a real GPU too small")
 def test_a_real_gpu(fault: str, tmp_path: Path) -> None:
     root = coloured(tmp_path / "colours", 40)
