@@ -8,11 +8,14 @@ import torch
 
 import tl_tutorial as tl
 import tl_tutorial.evidence as room
+from tl_tutorial.efficientnet import EfficientNetLite0
 from tl_tutorial.evidence import Evidence, look
 from tl_tutorial.explaining import grad_cam
+from tl_tutorial.exporting import to_onnx
 from tl_tutorial.inference import folded
 from tl_tutorial.material import Material
 from tl_tutorial.moments import moments
+from tl_tutorial.network import Network, Preprocess
 from tl_tutorial.panel import Panel, load_lite
 from tl_tutorial.settings import Settings
 
@@ -118,14 +121,25 @@ def test_a_file_with_moments_comes_back(found: Evidence, tmp_path: Path) -> None
     assert again.arch == "panel_moments" and again.head.in_features == 7008
 
 
-def test_onnx_has_the_moments_too(found: Evidence, tmp_path: Path) -> None:
+def test_onnx_has_the_moments_too(tmp_path: Path) -> None:
+    "A panel of two small networks: one block in each stage."
     onnxruntime = pytest.importorskip("onnxruntime")
-    clf = tl.Classifier(found.network, ("plain", "spot"), SIZE, Settings(arch="panel_moments"))
-    session = onnxruntime.InferenceSession(clf.export_onnx(tmp_path / "m.onnx"))
-    images = crops(spotted(4, seed=5)[0])
+
+    class Small(EfficientNetLite0):
+        stages = tuple((expand, channels, 1, stride, kernel) for expand, channels, _, stride, kernel in EfficientNetLite0.stages)
+
+    torch.manual_seed(0)
+    panel = Panel([Small(0), Small(0)], fine=True)
+    network = Network(panel, panel.width, 3, Preprocess(), "panel_moments").eval()
     with torch.no_grad():
-        wanted = found.network(images).softmax(1).numpy()
-    assert np.abs(session.run(None, {"images": images.numpy()})[0] - wanted).max() < 1e-3
+        network.head.weight.mul_(40) # or the answers hardly differ
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images[1] = 0.5 # without any spread
+    file = to_onnx(network, tmp_path / "m.onnx", size=64, description={"classes": ["a", "b", "c"]})
+    with torch.no_grad():
+        wanted = network(images).softmax(1).numpy()
+    assert np.ptp(wanted, axis=0).max() > 0.05
+    assert np.abs(onnxruntime.InferenceSession(file).run(None, {"images": images.numpy()})[0] - wanted).max() < 1e-3
 
 
 def test_of_many_pictures_some_decide(monkeypatch: pytest.MonkeyPatch) -> None:

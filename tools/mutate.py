@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-CPU_SECONDS = 90 # for each process of one mistake's tests; those that are sound need 30 at most
+CPU_SECONDS = 120 # for each process of one mistake's tests; those that are sound need 30 at most
 RESULTS = ROOT / "tools/mutation_results.tsv"
 
 # Tests concerned, quick ones first, beside the room's own notebook; test_house and the like would notice every edit.
@@ -55,7 +55,8 @@ CONCERNED = {
     "formats": "pictures_in", "opening": "pictures_in", "splits": "folders_in", "entries": "folders_in", "facts": "units_pictures pictures_in",
     "weights": "backbone_kinds third_reading", "network": "units_network third_reading", "own": "backbone_kinds", "inference": "units_learning heads",
     "processes": "units_learning distributed_kinds", "resuming": "units_learning resume_kinds", "files": "files_out", "answers": "answers",
-    "exporting": "units_onnx", "demo": "command_line", "streams": "command_line", "results": "files_out command_line",
+    "heads": "automatic heads", "panel": "automatic moments networks", "moments": "moments", "evidence": "moments automatic",
+    "automatic": "automatic", "exporting": "units_onnx", "demo": "command_line", "streams": "command_line", "results": "files_out command_line",
 }
 OTHERWISE = "units_learning units_result units_network units_pictures" # for a room not named above
 SLOW = "not vgg16 and not a_world_without_torchrun and not report_draws_what_it_allowed"
