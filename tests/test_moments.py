@@ -131,10 +131,11 @@ def test_onnx_has_the_moments_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     panel = Panel([Small(0), Small(0)], fine=True)
     network = Network(panel, panel.width, 3, Preprocess(), "panel_moments").eval()
-    with torch.no_grad():
-        network.head.weight.mul_(40) # or the answers hardly differ
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     images[1] = 0.5 # without any spread
+    with torch.no_grad(): # answers that differ
+        network.head.weight.mul_(400)
+        network.head.bias.sub_(network(images).mean(0))
     file = to_onnx(network, tmp_path / "m.onnx", size=64, description={"classes": ["a", "b", "c"]})
     with torch.no_grad():
         wanted = network(images).softmax(1).numpy()
@@ -170,3 +171,16 @@ def test_moments_can_be_named(tmp_path: Path) -> None:
         Image.fromarray(image).save(place / f"{number}.png")
     clf = tl.fine_tune(tmp_path, arch="panel_moments", epochs=0, size=SIZE, progress=False)
     assert clf.metrics["valid_accuracy"] >= 0.5 and clf.network.arch == "panel_moments"
+
+
+@pytest.mark.parametrize("loss, chosen", [((1.0, 0.95, 0.97, 2.0), 0.0), ((1.0, 0.95, 0.5, 0.6), 0.5), ((1.0, 1.0, 1.0, 0.1), 1.0)])
+def test_moments_are_taken_where_they_clearly_help(loss: tuple[float, ...], chosen: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_share = dict(zip(room.SHARES, loss, strict=True))
+    def head(seen: object, share: float, **_: object) -> room.Head: # logits whose loss is the one wanted: log(1 + exp(-margin))
+        margin = -float(np.log(np.expm1(by_share[share])))
+        return room.Head(torch.zeros(1), torch.zeros(1), torch.tensor([[margin, 0.0]] * 4), 1.0)
+    monkeypatch.setattr(room, "head_on", head)
+    none = np.zeros((0, 1, 1, 3), np.uint8)
+    material = Material(none, np.zeros(4, int), none, np.zeros(0, int), 1, 2)
+    found = room.best_share(room.Seen(torch.zeros(4, 2), torch.zeros(4, 2)), material, settings=Settings())
+    assert found == (pytest.approx(by_share[chosen], abs=1e-4), chosen)

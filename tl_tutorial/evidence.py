@@ -24,13 +24,14 @@ from .pixels import parallel
 from .settings import Settings
 
 # %% auto #0
-__all__ = ['SIZES', 'MANY', 'SHARES', 'ENOUGH', 'MOST', 'resized', 'Evidence', 'Seen', 'head_on', 'best_share', 'look',
+__all__ = ['SIZES', 'MANY', 'SHARES', 'CLEARLY', 'ENOUGH', 'MOST', 'resized', 'Evidence', 'Seen', 'head_on', 'best_share', 'look',
            'tuning_side']
 
 # %% ../nbs/module/194_evidence.ipynb #aut00006
 SIZES = (224, 288) # Sides to choose from (pixels)
 MANY = 3000 # Pictures beyond which only the smaller side is looked at
 SHARES = (0.0, 0.2, 0.5, 1.0) # of the moments in the squared distances between pictures, to choose from
+CLEARLY = 0.9 # Moments are taken where they leave this much of the loss, or less
 ENOUGH = 1000 # Pictures by which that is decided
 MOST = 20_000 # Pictures beyond which one network is fine-tuned as if it had been named: features would fill the memory
 
@@ -123,14 +124,16 @@ def best_share(
     settings: Settings, # class_weights
     shares: Sequence[float] = SHARES, # To choose from
 ) -> tuple[float, float]: # The smallest loss of left-out answers, and the share that gives it
-    "Which share of the moments suits; of many pictures, some decide."
+    "Which share of the moments suits: none, if none is clearly better; of many pictures, some decide."
     order = np.argsort(material.labels, kind="stable")
     rows = np.sort(order[np.linspace(0, len(order) - 1, min(len(order), ENOUGH)).astype(int)])
     groups = None if material.groups is None else material.groups[rows]
     some = replace(material, labels=material.labels[rows], groups=groups)
     labels, chosen = torch.from_numpy(some.labels), seen.rows(torch.from_numpy(rows))
     said = ((head_on(chosen, share, material=some, settings=settings).logits, share) for share in shares)
-    return min((float(F.cross_entropy(logits, labels)), share) for logits, share in said)
+    found = [(float(F.cross_entropy(logits, labels)), share) for logits, share in said]
+    plain, best = found[0], min(found)
+    return best if best[0] < CLEARLY * plain[0] else plain
 
 def look(
     material: Material, # Stored for the largest side
