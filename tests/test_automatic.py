@@ -233,21 +233,30 @@ def test_a_part_is_set_aside_by_class_and_group() -> None:
     assert not np.array_equal(held, aside(material, 0.3, seed=2)[1]) and np.array_equal(held, aside(material, 0.3, seed=1)[1])
 
 
-@pytest.mark.parametrize("better", [True, False])
-def test_fine_tuned_is_kept_only_when_its_evidence_is_better(monkeypatch: pytest.MonkeyPatch, better: bool) -> None:
-    found = evidence(0.4)
+@pytest.mark.parametrize("kind", ["better", "worse", "as many right, and less sure where wrong"])
+def test_fine_tuned_is_kept_only_when_its_evidence_is_better(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    found, better = evidence(0.4), kind == "better"
     learned, held = aside(found.material, 0.2, seed=42)
     calls: list[str] = []
     monkeypatch.setattr(room, "create", lambda *_, **__: tl.create("small_cnn", 2))
     monkeypatch.setattr(room, "probe_then_tune", lambda *_, **__: SimpleNamespace(history=[{"epoch": 0}, {"epoch": 1}], interrupted=False, best_epoch=1, steps=5))
     truth = torch.from_numpy(found.material.labels[held])
-    said = truth if better else 1 - truth
-    monkeypatch.setattr(room, "predict_logits", lambda *_, **__: 3 * nn.functional.one_hot(said, 2).float())
+    said = {"better": truth, "worse": 1 - truth}.get(kind, found.logits[held].argmax(1))
+    sure = torch.where((said == truth) | (kind == "worse"), 3.0, 0.1)[:, None]
+    monkeypatch.setattr(room, "predict_logits", lambda *_, **__: sure * nn.functional.one_hot(said, 2).float())
     monkeypatch.setattr(room, "fit", lambda _n, batches, *_, **__: calls.append(f"{len(batches.labels)}") or SimpleNamespace(history=[{}, {"epoch": 1}]))
     chosen = tune(found, [], settings=Settings(epochs=5))
     assert (chosen.network is not found.network) == better and calls == (["80"] if better else []) # then with all pictures
     assert chosen.metrics["judged"] == ("set aside" if better else "leave-one-out") and chosen.metrics["reason"].startswith(
         "fine-tuned" if better else "the head was kept")
+
+
+def test_why_it_was_kept_is_said_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(room, "look", lambda *_, **__: evidence(0.4))
+    monkeypatch.setattr(room, "tune", lambda found, *_, **__: room.Chosen(found.network, found.material, metrics={"reason": "it was so"}))
+    automatic(drawn(), Settings(epochs=2, size=SIZE), tell=said.append)
+    assert said[-1] == "it was so" and "epochs of fine-tuning are tried" in said[-2]
 
 
 def test_fine_tuning_that_fails_leaves_the_head(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ import tl_tutorial
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tl_tutorial"
 ORDER = [re.sub(r"^\d+_", "", path.stem) for path in sorted((ROOT / "nbs/module").glob("[0-9]*.ipynb"))]
-NO_TORCH = {"claims", "cli", "datasets", "entries", "exercises", "facts", "figures", "files", "folder", "formats", "metrics", "opening", "pixels", "report", "results", "settings", "splits", "streams"}
+NO_TORCH = {"claims", "cli", "datasets", "entries", "exercises", "facts", "figures", "files", "folder", "formats", "metrics", "opening", "pixels", "report", "results", "settings", "splits", "streams", "suspects"}
 
 
 def imports(room: str, top_only: bool = False) -> set[str]:

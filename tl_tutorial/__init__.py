@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "Settings": "settings", "read_settings": "settings", "TLError": "settings", "SettingsError": "settings",
     "DataError": "settings", "ModelError": "settings", "DeviceError": "settings", "TrainingError": "settings",
-    "scan": "folder", "split": "folder", "check": "report", "Report": "report",
+    "scan": "folder", "split": "folder", "check": "suspects", "Report": "report",
     "create": "backbones", "Network": "backbones", "replace_head": "backbones",
     "freeze": "freezing", "unfreeze": "freezing", "check_frozen": "freezing", "parameter_groups": "freezing",
     "fit": "training", "Event": "training", "probe": "recipes", "probe_then_tune": "recipes",
@@ -19,7 +19,7 @@ _ROOMS = {
     "grad_cam": "explaining", "nearest": "explaining",
     "fine_tune": "fine_tuning", "load": "classifier", "Classifier": "classifier", "Prediction": "answers",
 }
-_LIGHT = ("settings", "folder", "report", "metrics") # rooms that do without PyTorch
+_LIGHT = ("settings", "folder", "report", "suspects", "metrics") # rooms that do without PyTorch
 __all__ = ["__version__", *_ROOMS]
 
 

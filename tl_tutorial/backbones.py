@@ -197,7 +197,7 @@ def _agreed(arch: str | None, stored: Stored | None) -> str:
 
 # %% ../nbs/module/10_backbones.ipynb #418688dc
 def create(
-    arch: str | nn.Module | None, # panel, panel_moments, efficientnet_lite0, small_cnn, a torchvision name, timm:NAME, a module
+    arch: str | nn.Module | None, # panel, efficientnet_lite0, small_cnn, a torchvision name, timm:NAME, a module
     classes: int, # Outputs of the new head
     *,
     weights: str | Path = "default", # default, none, a torchvision weights name, or a local file

@@ -28,8 +28,8 @@ __all__ = ['main']
 # %% ../nbs/module/21_cli.ipynb #f7a9ed0f
 def _check(args: argparse.Namespace) -> int:
     "tl-tutorial check"
-    from tl_tutorial.report import check
-    report = check(args.photos, max_megapixels=read_settings().max_megapixels, progress=True)
+    from tl_tutorial.suspects import check
+    report = check(args.photos, read_settings().max_megapixels, suspects=args.suspects, progress=True)
     print(json.dumps(report.as_dict(), indent=1) if args.json else report)
     if not report.ok:
         first = next(problem for problem in report.problems if problem.severity == "error")
@@ -166,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", _check, "say what is in a folder and what would hurt later")
     check.add_argument("photos", metavar="PHOTOS", help="labelled folder")
     check.add_argument("--json", action="store_true", help="print JSON")
+    check.add_argument("--suspects", action="store_true", help="look for wrong labels too, with three networks")
     _train_arguments(command("train", _train, "fine-tune on a folder and save one file"))
     evaluate = command("evaluate", _evaluate, "judge a saved classifier on labelled pictures")
     evaluate.add_argument("model", metavar="M.safetensors", help="a saved classifier")

@@ -59,6 +59,7 @@ class Evidence:
     detailed: Material | None = None # Pictures for the side at which layers learn, where it is another
     fitted: dict[str, float] = field(default_factory=dict) # Loss and accuracy on the pictures that it was fitted to
     share: float = 0.0 # Of the moments in what the head decides by
+    left_out: torch.Tensor | None = None # [N, C]: answers to the training pictures, each left out
 
     @property
     def accuracy(self) -> float: # In 0..1
@@ -170,8 +171,8 @@ def _evidence(head: Head, share: float, train: Seen, valid: Seen, material: Mate
               "train_accuracy": float((said.argmax(1) == labels).float().mean())}
     if len(unseen):
         truth = torch.from_numpy(material.valid_labels)
-        return Evidence(network, material, unseen, truth, "validation", detailed, fitted, share)
-    return Evidence(network, material, head.logits, labels, "leave-one-out", detailed, fitted, share)
+        return Evidence(network, material, unseen, truth, "validation", detailed, fitted, share, head.logits)
+    return Evidence(network, material, head.logits, labels, "leave-one-out", detailed, fitted, share, head.logits)
 
 def tuning_side(
     largest: int, # Side for which the pictures are stored (pixels)

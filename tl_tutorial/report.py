@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tl_tutorial.figures import Drawn
 
 # %% auto #0
-__all__ = ['Report', 'check']
+__all__ = ['Suspect', 'Report', 'check']
 
 # %% ../nbs/module/07_report.ipynb #fc5c45c3
 def _place(folder: Folder, split: str) -> Path:
@@ -85,6 +85,19 @@ def _gone(facts: Sequence[Facts], root: Path) -> Iterable[Problem]:
 
 # %% ../nbs/module/07_report.ipynb #10632145
 @dataclass(frozen=True)
+class Suspect:
+    "A picture that another label suits better."
+    path: str # The file
+    label: str # As it was given
+    better: str # The label that suits
+    probability: float # Of the better label, by a head that had not seen the picture
+    given: float # Of the label that was given
+
+    def __str__(self) -> str:
+        return (f"{shown(self.path)}: labelled {_short(self.label)}, looks like {_short(self.better)} "
+                f"({self.probability:.0%} against {self.given:.0%}); look at it, and move it if the label is wrong")
+
+@dataclass(frozen=True)
 class Report:
     "What a labelled folder holds and what is wrong with it; shows itself."
     folder: Folder # What was listed
@@ -93,6 +106,7 @@ class Report:
     sizes: tuple[int, int, int] # Short side in pixels: smallest, median, largest
     problems: tuple[Problem, ...] # Everything found, errors first
     digests: dict[Path, str] = field(default_factory=dict, repr=False) # Of each file's bytes
+    suspects: tuple[Suspect, ...] | None = None # Wrong labels, most suspicious first; None: not looked for
 
     @property
     def ok(self) -> bool: # No problem that would stop training
@@ -111,10 +125,12 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]: # Plain types, ready for JSON
         "The report as plain data."
+        suspects = {} if self.suspects is None else {"suspects": [vars(one) for one in self.suspects]}
         return {"ok": self.ok, "folder": str(self.folder.root), "classes": list(self.classes), "counts": self.counts,
                 "splits": self.splits, "modes": self.modes, "sizes": list(self.sizes),
                 "problems": [vars(problem) for problem in self.problems],
-                "passed_over": self.folder.passed_over, "other_files": [note.path for note in self.folder.others]}
+                "passed_over": self.folder.passed_over, "other_files": [note.path for note in self.folder.others],
+                **suspects}
 
     def plot(self) -> Drawn: # One row of pictures
         "One readable picture of each class, up to twelve classes."
@@ -155,6 +171,28 @@ class Report:
         more = lambda kind: [f"… and {len(kinds[kind]) - 3:,} more of [{kind}]"] if len(kinds[kind]) > 3 else []
         return [line for kind in kinds for line in (*kinds[kind][:3], *more(kind))]
 
+    def _doubts(self) -> list[str]:
+        "The suspects, one a line, twenty at most."
+        found = self.suspects or ()
+        lines = [f"suspect: {one}" for one in found[:20]]
+        more = [f"… and {len(found) - 20:,} more suspects, all of them in the JSON report"] if len(found) > 20 else []
+        return [*lines, *more] or ([] if self.suspects is None else ["no suspicious label found"])
+
+    def _faces(self) -> str:
+        "The first suspects as pictures with both labels; empty where there is none."
+        from tl_tutorial.figures import embedded, show_images
+        found = []
+        for one in (self.suspects or ())[:12]:
+            try:
+                found.append((f"{_short(one.label)} → {_short(one.better)}?",
+                              to_square(read_image(Path(one.path), float("inf"), at_least=112), 112)))
+            except ImageProblem: # moved away since
+                continue
+        if not found:
+            return ""
+        drawn = show_images([picture for _, picture in found], [name for name, _ in found])
+        return embedded(drawn, "suspicious pictures: label, and the one that would suit")
+
     def __repr__(self) -> str:
         names, (classes, rest) = list(self.splits), self._rows()
         head = (f"{shown(self.folder.root)}: {len(self.folder.items)} images, {len(self.classes)} classes, "
@@ -163,7 +201,8 @@ class Report:
         count = lambda name, label: f"  {name + ' ' if name else ''}{self.splits[name].get(label, 0):>4}"
         rows = [f"  {_short(c):<{width}}" + "".join(count(n, c) for n in names) for c in classes]
         passed = f"passed over: {self.folder.passed_over}" if self.folder.passed_over else ""
-        return "\n".join([head, *rows, *filter(None, (rest, passed)), *(self._found() or ["no problem found"])])
+        return "\n".join([head, *rows, *filter(None, (rest, passed)), *(self._found() or ["no problem found"]),
+                          *self._doubts()])
 
     def _repr_html_(self) -> str: # Everything that comes from a name is escaped
         "The report as a small table."
@@ -173,7 +212,7 @@ class Report:
         cells = "".join(f"<tr><td>{html.escape(_short(c))}</td>{row(c)}</tr>" for c in classes)
         heads = "".join(f"<th>{html.escape(name) or 'images'}</th>" for name in self.splits)
         passed = f"passed over: {self.folder.passed_over}" if self.folder.passed_over else ""
-        found = "".join(f"<li>{html.escape(line)}</li>" for line in self._found())
+        found = "".join(f"<li>{html.escape(line)}</li>" for line in (*self._found(), *self._doubts()))
         notes = "".join(f"<p>{html.escape(line)}</p>" for line in (rest, passed) if line)
         pictures = self._pictures()
         drawn = "<p>no picture can be read</p>"
@@ -181,7 +220,7 @@ class Report:
             drawn = embedded(self._drawn(pictures), "one picture of each class")
         state = "sound" if self.ok else "not sound"
         return (f"<p>{len(self.folder.items)} images, {len(self.classes)} classes: {state}</p>"
-                f"<table><tr><th>class</th>{heads}</tr>{cells}</table>{notes}<ul>{found}</ul>{drawn}")
+                f"<table><tr><th>class</th>{heads}</tr>{cells}</table>{notes}<ul>{found}</ul>{self._faces()}{drawn}")
 
 def _short(name: str) -> str:
     "A class name of at most 60 characters."
