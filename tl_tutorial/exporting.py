@@ -16,6 +16,7 @@ from .backbones import Network
 from .files import output, write_whole
 from .pixels import shown
 from .settings import ModelError
+from .weights import plain_reason
 
 # %% auto #0
 __all__ = ['ONNX', 'create_like', 'to_onnx']
@@ -54,7 +55,17 @@ def to_onnx(
 ) -> Path: # The file
     "Write an ONNX file: RGB in 0..1 [N, 3, size, size] in, probabilities [N, C] out."
     place = output(path, ONNX)
-    proto = _graph(_Probabilities(create_like(network).cpu().eval(), temperature), size)
+    twin = _Probabilities(create_like(network).cpu().eval(), temperature)
+    try:
+        proto = _graph(twin, size)
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error: # torch.onnx raises many kinds; the first cause says what it lacks
+        first: BaseException = error
+        while first.__cause__:
+            first = first.__cause__
+        raise ModelError(f"{network.arch}: PyTorch {torch.__version__} cannot write this network as ONNX "
+                         f"({plain_reason(first)}); export another one, such as efficientnet_lite0") from error
     preparation = (f"upright RGB, largest centred square, shrunk to 7/8 by a centre crop, {size} x {size} "
                    "pixels, values 0..1; normalisation is inside")
     entries = {"classes": json.dumps(description["classes"]), "size": str(size),
