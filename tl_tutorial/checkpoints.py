@@ -25,7 +25,6 @@ __all__ = ['write_file', 'read_file', 'store', 'restore']
 def write_file(
     path: str | Path, # The file; replaced only when the new one is complete
     tensors: dict[str, torch.Tensor], # What to keep
-    *,
     metadata: dict[str, Any], # Plain data, stored as JSON in the header
 ) -> None: # Raises TrainingError when it cannot be written
     "Write tensors and metadata as one safetensors file, all or nothing."

@@ -32,7 +32,6 @@ def cache_home() -> Path: # The folder that holds made data sets
 def write_folder(
     images: np.ndarray, # uint8 [N, H, W] or [N, H, W, 3]
     labels: Sequence[int] | np.ndarray, # Class index of each image
-    *,
     classes: Sequence[str], # Class names
     folder: str | Path, # Where to; an existing folder is returned untouched
 ) -> Path: # The folder, as folder/CLASS/00000.png

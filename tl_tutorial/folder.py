@@ -246,7 +246,6 @@ def _rank(seed: int, key: str) -> bytes:
 def split(
     items: Sequence[Item], # Labelled files
     fraction: float = 0.2, # Share of each class that goes to the second part, in 0..1
-    *,
     seed: int = 42, # Another seed, another split
     digests: Mapping[Path, str] | None = None, # Of files that were read before, so that they are not read again
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]: # The larger part and the part set aside

@@ -29,8 +29,8 @@ __all__ = ['losses', 'balance', 'rate_factor', 'seeded', 'check_labels', 'Run', 
 def losses(
     logits: torch.Tensor, # [B, C]
     labels: torch.Tensor, # int64 [B]
-    *,
     settings: Settings, # loss and label_smoothing
+    *,
     class_weights: torch.Tensor | None = None, # [C], with mean 1 over the training images
 ) -> torch.Tensor: # [B]
     "The loss of each image: cross-entropy, or squared error on one-hot targets."
