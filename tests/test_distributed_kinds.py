@@ -102,7 +102,7 @@ train("another epochs", epochs=2 + rank)
 train("another seed", seed=7 + rank)
 train("a folder that one cannot find", **({"valid": "gone"} if rank else {}))
 predict = training.predict_logits
-training.predict_logits = lambda *a: predict(*a) + rank * torch.randn(1)
+training.predict_logits = lambda *a, **k: predict(*a, **k) + rank * torch.randn(1)
 train("judgements that differ", patience=1, epochs=4)
 training.predict_logits = predict
 stop = iter(range(100))
