@@ -13,6 +13,7 @@ from tools import times
 OVER: dict[str, float] = { # pages that are allowed more; each is still to be shortened
     "nbs/module/11_freezing.ipynb": 20, "nbs/module/146_processes.ipynb": 10, "nbs/module/17_recipes.ipynb": 15, # they train
     "nbs/module/18_explaining.ipynb": 8, "nbs/module/20_fine_tuning.ipynb": 15,
+    "nbs/module/185_exporting.ipynb": 8, # a real export
     "nbs/module/196_suspects.ipynb": 8, # three networks look at thirty pictures, at both sides
 }
 
