@@ -170,3 +170,10 @@ def test_gradients_may_be_off_outside() -> None:
         assert torch.equal(grad_cam(network, picture(32)), wanted)
     finally:
         torch.set_grad_enabled(True)
+
+
+def test_a_network_that_calls_something_else_depths_is_explained_too() -> None:
+    "Swin and its relatives keep a tuple of that name."
+    network = tl.create("small_cnn", 2).eval()
+    network.body.depths = (2, 2, 6, 2)  # type: ignore[assignment]
+    assert tl.grad_cam(network, torch.rand(1, 3, 64, 64)).shape == (1, 64, 64)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .backbones import Network
+from .panel import Panel
 from .settings import ModelError
 
 # %% auto #0
@@ -134,7 +135,7 @@ def grad_cam(
         raise ModelError(f"{network.arch}: the order of its tokens is not that of the picture, so Grad-CAM would show "
                          "nothing true; train another network, such as efficientnet_lite0, to see evidence")
     network.eval()
-    depths: list[nn.Module] = getattr(network.body, "depths", list)()
+    depths = network.body.depths() if isinstance(network.body, Panel) else []
     with torch.inference_mode(False), torch.enable_grad():
         views = images.detach().clone().requires_grad_(True)
         if depths:

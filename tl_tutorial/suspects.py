@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .entries import Problem
-from .folder import Folder
+from .folder import Folder, scan
 from .pixels import shown
 from .report import Report, Suspect
 from .report import check as looked
@@ -20,33 +20,35 @@ __all__ = ['suspicious', 'check']
 
 # %% ../nbs/module/196_suspects.ipynb #sus00005
 def suspicious(
-    folder: Folder, # What was listed
+    folder: str | Path | Folder, # A labelled folder
     max_megapixels: float = 50.0, # Larger pictures are passed over (million pixels)
     *,
     progress: bool = False, # Show bars on stderr
-) -> list[Suspect]: # Most suspicious first; raises DataError where there is too little to learn from
-    "The training pictures that another label suits better, by heads that had not seen them."
+) -> Report: # With its suspects; raises DataError where there is too little to learn from, or too much
+    "The report, and the training pictures that another label suits better, by heads that had not seen them."
     import torch
 
     from tl_tutorial.evidence import MANY, MOST, SIZES, look
     from tl_tutorial.heads import Head, suspicion
     from tl_tutorial.material import gather
     from tl_tutorial.network import Preprocess
-    if len(folder.items) > MOST:
-        raise DataError(f"{shown(folder.root)}: {len(folder.items):,} pictures are more than can be compared at once; "
+    found = folder if isinstance(folder, Folder) else scan(folder, ask=False)
+    if len(found.items) > MOST:
+        raise DataError(f"{shown(found.root)}: {len(found.items):,} pictures are more than can be compared at once; "
                         f"look at parts of at most {MOST:,}")
     settings = read_settings(on_bad="skip", max_megapixels=max_megapixels)
-    wanted = replace(settings, size=settings.size or SIZES[-1 if len(folder.items) <= MANY else 0])
-    material, _, classes = gather(folder, None, settings=wanted, preprocess=Preprocess(),
-                                  device=pick_device(settings.device), progress=progress, whole=True)
+    wanted = replace(settings, size=settings.size or SIZES[-1 if len(found.items) <= MANY else 0])
+    material, report, classes = gather(found, None, settings=wanted, preprocess=Preprocess(),
+                                       device=pick_device(settings.device), progress=progress, whole=True)
     left_out = look(material, settings).left_out
     labels = torch.from_numpy(material.labels)
     margins, better = suspicion(Head(left_out, left_out, left_out, 0.0), labels)  # type: ignore[arg-type]
     said = left_out.softmax(1).numpy()  # type: ignore[union-attr]
-    paths = {shown(item.path): str(item.path) for item in folder.items}
-    order = [row for row in margins.argsort() if margins[row] < 0]
-    return [Suspect(paths[material.names[row]], classes[labels[row]], classes[better[row]],
-                    round(float(said[row, better[row]]), 4), round(float(said[row, labels[row]]), 4)) for row in order]
+    paths = {shown(item.path): str(item.path) for item in found.items}
+    return replace(report, suspects=tuple(
+        Suspect(paths[material.names[row]], classes[labels[row]], classes[better[row]],
+                round(float(said[row, better[row]]), 4), round(float(said[row, labels[row]]), 4))
+        for row in margins.argsort() if margins[row] < 0))
 
 # %% ../nbs/module/196_suspects.ipynb #sus00006
 def check(
@@ -58,12 +60,12 @@ def check(
 ) -> Report: # Counts, problems, suspects; raises DataError when there is no labelled folder at all
     "Look for everything in a labelled folder that would hurt later; changes nothing."
     of_kind(suspects, "suspects", kinds=bool, remedy="give True or False")
-    report = looked(folder, max_megapixels, progress=progress)
     if not suspects:
-        return report
+        return looked(folder, max_megapixels, progress=progress)
     try:
-        return replace(report, suspects=tuple(suspicious(report.folder, max_megapixels, progress=progress)))
-    except DataError as error:
+        return suspicious(folder, max_megapixels, progress=progress)
+    except DataError as error: # the report is due all the same
+        report = looked(folder, max_megapixels, progress=progress)
         why = Problem(str(report.folder.root), "not looked for", f"wrong labels were not looked for ({error})",
                       "mend this first", "warning")
         return replace(report, problems=(*report.problems, why))
