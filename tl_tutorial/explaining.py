@@ -40,6 +40,7 @@ def _watch(network: Network, images: torch.Tensor) -> tuple[torch.Tensor, list[_
         def catch(part: nn.Module, _inputs: object, output: object) -> None:
             if threading.get_ident() == me and isinstance(output, torch.Tensor) and output.requires_grad:
                 given.append(_Given(output, part, inside))
+        catch.watches = True  # type: ignore[attr-defined]  # who looks quickly meanwhile need not mind it
         return catch
     named = dict(network.body.named_modules())
     attends = re.compile("att(entio)?n", re.IGNORECASE)

@@ -87,10 +87,11 @@ def in_parts(
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 def _foldable(first: nn.Module, second: nn.Module) -> bool:
-    "Is this a convolution whose weights are used as they are, and a BatchNorm with finished statistics?"
+    "Is this a convolution whose weights are used as they are, and a BatchNorm with finished statistics? No hook minds."
     plain = type(first) is nn.Conv2d or getattr(type(first), "plain_weights", False)
     done = type(second) is nn.BatchNorm2d and not second.training and second.running_mean is not None
-    return plain and done and not any(getattr(part, name) for part in (first, second) for name in HOOKS)
+    hooks = [hook for part in (first, second) for name in HOOKS for hook in getattr(part, name).values()]
+    return plain and done and all(getattr(hook, "watches", False) for hook in hooks)
 
 def _changed(module: nn.Module, **parts: Any) -> Any:
     "A second module that shares everything with a first one but what is given."
