@@ -19,7 +19,7 @@ from torch import nn
 
 from .answers import Prediction, Predictions, listed
 from .backbones import Network, Preprocess, create, ordinary
-from .batches import Batches
+from .batches import Batches, stored_side
 from .checkpoints import read_file, write_file
 from .folder import Folder, scan
 from .metrics import Evaluation, evaluation, softmax
@@ -55,7 +55,7 @@ class Classifier:
     def _of(self, items: list[Any], on_bad: str) -> tuple[np.ndarray, list[int], list[Any]]:
         "Logits [N, C], the numbers of the items that were read, and the problems with the others."
         limits = _limits(self.settings)
-        pixels = load_pixels(items, -(-self.size * 8 // 7), budget_mb=limits.cache_mb, on_bad=on_bad,
+        pixels = load_pixels(items, stored_side(self.size), budget_mb=limits.cache_mb, on_bad=on_bad,
                              max_megapixels=limits.max_megapixels)
         if not len(pixels.kept):
             return np.zeros((0, len(self.classes))), [], list(pixels.problems)
@@ -121,7 +121,7 @@ class Classifier:
         items, _ = listed(thing, "error", max_megapixels=limit)
         if len(items) != 1:
             raise DataError(f"{len(items)} pictures were given; explain takes one")
-        stored = -(-self.size * 8 // 7) # the same centre as in predict
+        stored = stored_side(self.size) # the same centre as in predict
         middle = slice((stored - self.size) // 2, (stored - self.size) // 2 + self.size)
         picture = load_pixels(items, stored, max_megapixels=limit).images[:, middle, middle]
         images = torch.from_numpy(picture).permute(0, 3, 1, 2).float().div(255).to(self.device)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .backbones import Preprocess
-from .batches import Batches, augmentation_for
+from .batches import Batches, augmentation_for, stored_side
 from .folder import Folder, Item, scan, split
 from .pixels import load_pixels, shown
 from .report import Report, check
@@ -163,7 +163,7 @@ def gather(
     report = check(found, settings.max_megapixels, progress=progress)
     parts = _parts(found, report, refuse_or_skip(report, settings), settings, whole)
     side = pick_size(settings, report.sizes[1], preprocess=preprocess)
-    stored = -(-side * 8 // 7) # a little larger than the crop, as 256 is to 224
+    stored = stored_side(side)
     total = sum(map(len, parts))
     (images, train), (valid_images, aside) = (_decoded(part, stored, len(part) / total, settings, progress)
                                               for part in parts)
